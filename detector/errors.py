@@ -1,0 +1,65 @@
+"""Every error this project raises on purpose.
+
+GunfireError
+├── ConfigError          config.yaml, environment, command line; exit code 78
+├── ChunkError           a record that is no chunk; carries a machine-readable ``reason``
+├── AudioError           a file or sound that can't be read
+├── SourceError          a device or address that can't be opened, or went away (producers)
+├── ModelError           a checkpoint or package that is damaged, foreign or does not fit
+└── BusError
+    ├── BusUnavailable   for now; trying again may help
+    ├── BusDamaged       the stored data is broken; trying again won't help
+    └── CommitFenced     the partition belongs to another member now; its outputs were not committed
+"""
+
+from __future__ import annotations
+
+
+class GunfireError(Exception):
+    """Base of all. ``str()`` is one or more whole sentences: what, where, remedy."""
+
+
+class ConfigError(GunfireError):
+    """The configuration can't be used."""
+
+    exit_code = 78  # EX_CONFIG of sysexits.h
+
+
+class ChunkError(GunfireError):
+    """A record is no chunk.
+
+    Attributes:
+        reason: short machine-readable word, a metric label and dead-letter header (``bad_size``, ...).
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class AudioError(GunfireError):
+    """A file or a sound can't be read."""
+
+
+class SourceError(GunfireError):
+    """A source of sound can't be opened or went away."""
+
+
+class ModelError(GunfireError):
+    """A checkpoint or a model package can't be used."""
+
+
+class BusError(GunfireError):
+    """The bus refused or failed."""
+
+
+class BusUnavailable(BusError):
+    """The bus can't be reached or is busy; a later try may succeed."""
+
+
+class BusDamaged(BusError):
+    """What the bus stores is broken; a later try won't help."""
+
+
+class CommitFenced(BusError):
+    """Another member owns the partition now; nothing of this commit took effect."""
