@@ -61,22 +61,21 @@ class Location:
             )
 
     def to_text(self) -> str:
-        """``wgs84:lat,lon,alt`` or ``<frame>:x,y,z``; floats in shortest exact form."""
-        return f"{self.frame}:{self.a!r},{self.b!r},{self.c!r}"
+        """``lat,lon,alt`` (WGS 84) or ``<frame>:x,y,z``; floats in shortest exact form."""
+        prefix = "" if self.frame == "wgs84" else f"{self.frame}:"
+        return f"{prefix}{self.a!r},{self.b!r},{self.c!r}"
 
     @staticmethod
     def from_text(text: str) -> Location:
-        frame, colon, rest = text.rpartition(":")
+        frame, _, rest = text[:200].rpartition(":")
         values = rest.split(",")
-        if not colon or len(values) not in (2, 3):
-            raise ChunkError(
-                "bad_location", f"Location {text!r} has not the form wgs84:LAT,LON[,ALT] or FRAME:X,Y[,Z]."
-            )
+        if len(values) not in (2, 3):
+            raise ChunkError("bad_location", f"Location {text[:80]!r} has not the form LAT,LON[,ALT] or FRAME:X,Y[,Z].")
         try:
             a, b, c = (float(v) for v in (*values, "0")[:3])
         except ValueError:
-            raise ChunkError("bad_location", f"Location {text!r} holds something that is no number.") from None
-        return Location(frame, a, b, c)
+            raise ChunkError("bad_location", f"Location {text[:80]!r} holds something that is no number.") from None
+        return Location(frame or "wgs84", a, b, c)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,7 +120,10 @@ class Chunk:
             )
         if self.canary is not None and not _TOKEN.fullmatch(self.canary):
             raise ChunkError("bad_canary", f"Canary {self.canary!r} is not 1-128 of A-Z a-z 0-9 . _ : -")
-        self.pcm.flags.writeable = False
+        if self.pcm.flags.writeable:
+            frozen = self.pcm.view()
+            frozen.flags.writeable = False
+            object.__setattr__(self, "pcm", frozen)
 
     @property
     def first_sample(self) -> int:
