@@ -1,0 +1,1 @@
+"""Waveform -> embedding: log-mel front end, network, postprocessor."""
