@@ -1,7 +1,7 @@
 """Waveform -> log-mel examples, twice: the float64 reference in NumPy and the float32 one on the device that serves.
 
-First stage of the embedder. The reference decides what is right (1e-9 of AudioSet's own code); ``log_mel`` follows it to
-1e-3 and is what every model sees in production, so models are trained on it as well.
+First stage of the embedder. The reference decides what is right (1e-9 of AudioSet's own code); ``log_mel`` follows it
+to 1e-3 and is what every model sees in production, so models are trained on it as well.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def _tables(params: FrontEndParams) -> tuple[FloatArray, FloatArray]:
 def log_mel(pcm: tf.Tensor) -> tf.Tensor:
     """``(B, 15600)`` int16 at 16 kHz -> ``(B, 96, 64)`` float32, on the device; within 1e-3 of the reference.
 
-    Only the 235 bins that the mel bands use are computed, as a matrix product. A frame is taken about its centre: there its
-    even part gives the real and its odd part the imaginary half of the spectrum (a shift changes the phase, not the
-    magnitude), which halves the work. The window and 1/32768 are folded into the matrices.
+    Only the 235 bins that the mel bands use are computed, as a matrix product. A frame is taken about its centre:
+    there its even part gives the real and its odd part the imaginary half of the spectrum (a shift changes the phase,
+    not the magnitude), which halves the work. The window and 1/32768 are folded into the matrices.
     """
     import tensorflow as tf
 

@@ -1,6 +1,7 @@
 """The numbers of the front end and of the embedding; everything else is derived from these.
 
-Source: AudioSet's ``vggish_params.py`` (tensorflow/models, research/audioset/vggish). Changing one breaks every trained model.
+Source: AudioSet's ``vggish_params.py`` (tensorflow/models, research/audioset/vggish).
+Changing one breaks every trained model.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class FrontEndParams:
     @property
     def fft_samples(self) -> int:
         """The next power of two; the frame is zero-padded at its end."""
-        return 1 << (self.window_samples - 1).bit_length()
+        return int(1 << (self.window_samples - 1).bit_length())
 
     @property
     def spectrum_bins(self) -> int:
@@ -71,7 +72,7 @@ class FrontEndParams:
     def hann(self) -> FloatArray:
         """``(window_samples,)``: periodic, so its first value is exactly 0."""
         i = np.arange(self.window_samples)
-        return 0.5 - 0.5 * np.cos(2.0 * np.pi / self.window_samples * i)
+        return np.asarray(0.5 - 0.5 * np.cos(2.0 * np.pi / self.window_samples * i), np.float64)
 
     def mel_matrix(self) -> FloatArray:
         """``(spectrum_bins, mel_bands)``: triangles linear in mel, not normalised; bin 0 (DC) counts nowhere."""
@@ -80,9 +81,9 @@ class FrontEndParams:
         lower, centre, upper = edges_mel[:-2], edges_mel[1:-1], edges_mel[2:]
         rising = (bins_mel[:, None] - lower) / (centre - lower)
         falling = (upper - bins_mel[:, None]) / (upper - centre)
-        matrix: FloatArray = np.maximum(0.0, np.minimum(rising, falling))
+        matrix = np.maximum(0.0, np.minimum(rising, falling))
         matrix[0, :] = 0.0
-        return matrix
+        return np.asarray(matrix, np.float64)
 
 
 def _hertz_to_mel(hz: FloatArray | float) -> FloatArray:
@@ -98,6 +99,8 @@ MEL_BANDS = 64
 CARRY_SAMPLES = 240
 EMBEDDING_SIZE = 128
 
-assert (EXAMPLE_SAMPLES, EXAMPLE_HOP_SAMPLES) == (FRONT_END.example_samples, FRONT_END.example_hop_samples)
-assert (EXAMPLE_FRAMES, MEL_BANDS) == (FRONT_END.example_frames, FRONT_END.mel_bands)
-assert CARRY_SAMPLES == FRONT_END.carry_samples
+assert FRONT_END.example_samples == EXAMPLE_SAMPLES
+assert FRONT_END.example_hop_samples == EXAMPLE_HOP_SAMPLES
+assert FRONT_END.example_frames == EXAMPLE_FRAMES
+assert FRONT_END.mel_bands == MEL_BANDS
+assert FRONT_END.carry_samples == CARRY_SAMPLES
