@@ -5,9 +5,15 @@ Both buses (``embedded``, ``kafka``) pass the same contract tests, ``tests/bus/c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+from detector.errors import BusError
+
+MAX_METADATA_BYTES = 4096  # Kafka's default offset.metadata.max.bytes
+_TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -173,3 +179,30 @@ class Bus(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def check_topics(topics: Mapping[str, TopicSettings]) -> None:
+    """Raise BusError for a name or a partition count that no bus takes."""
+    for name, settings in topics.items():
+        if not _TOPIC_NAME.fullmatch(name) or name in (".", ".."):
+            raise BusError(f"Topic name {name[:300]!r} is not 1-249 of A-Z a-z 0-9 . _ -")
+        if settings.partitions < 1:
+            raise BusError(f"Topic {name} can't have {settings.partitions} partitions; at least 1.")
+
+
+def check_start(start: str) -> None:
+    if start not in ("earliest", "latest"):
+        raise BusError(f"Reading starts at 'earliest' or 'latest', not {start!r}.")
+
+
+def check_commits(commits: Mapping[TopicPartition, Commit]) -> None:
+    """Raise BusError for a position that no bus takes."""
+    for partition, commit in commits.items():
+        size_bytes = len(commit.metadata.encode())
+        if size_bytes > MAX_METADATA_BYTES:
+            raise BusError(
+                f"The metadata of the commit to {partition.topic} [{partition.partition}] has {size_bytes} bytes, "
+                f"{MAX_METADATA_BYTES} at most."
+            )
+        if commit.offset < 0:
+            raise BusError(f"Offset {commit.offset} of {partition.topic} [{partition.partition}] is negative.")
