@@ -3,6 +3,7 @@
 GunfireError
 ├── ConfigError          config.yaml, environment, command line; exit code 78
 ├── ChunkError           a record that is no chunk; carries a machine-readable ``reason``
+├── AlertError           a record that is no alert, or an alert that contradicts itself
 ├── AudioError           a file or sound that can't be read
 ├── SourceError          a device or address that can't be opened, or went away (producers)
 ├── ModelError           a checkpoint or package that is damaged, foreign or does not fit
@@ -35,6 +36,10 @@ class ChunkError(GunfireError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class AlertError(GunfireError):
+    """A record is no alert, or an alert contradicts itself."""
 
 
 class AudioError(GunfireError):
