@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from detector.checkpoint import check_tensors
 from detector.errors import ModelError
 
 if TYPE_CHECKING:
@@ -33,3 +37,22 @@ def build_classifier(kind: str, params: Mapping[str, Any], *, seed: int = 0) -> 
 
         return LstmModel(LstmConfig.from_params(params), seed=seed)
     raise ModelError(f"Classifier kind {kind!r} is unknown; this version knows: {', '.join(KINDS)}.")
+
+
+def shapes(classifier: Classifier) -> dict[str, tuple[int, ...]]:
+    """Original name -> shape of every variable."""
+    return {name: tuple(variable.shape) for name, variable in classifier.named_variables().items()}
+
+
+def assign(
+    classifier: Classifier, tensors: Mapping[str, npt.NDArray[np.float32]], source: str = "weights given"
+) -> None:
+    """Set every variable; ModelError where a name, shape, type or value doesn't fit."""
+    check_tensors(tensors, shapes(classifier), source)
+    for name, variable in classifier.named_variables().items():
+        variable.assign(tensors[name])
+
+
+def weights(classifier: Classifier) -> dict[str, npt.NDArray[np.float32]]:
+    """Original name -> value: what a package stores."""
+    return {name: variable.numpy() for name, variable in classifier.named_variables().items()}

@@ -84,7 +84,7 @@ def read_pca(path: Path) -> Pca:
 
 
 def prequantise(embeddings: FloatArray, pca: Pca) -> npt.NDArray[np.float64]:
-    """``(n, 128)`` raw embeddings -> ``(n, 128)`` in [0, 255], before truncation; in float64, which settles ties best."""
+    """``(n, 128)`` raw embeddings -> ``(n, 128)`` in [0, 255], before truncation; float64 settles ties best."""
     centred = np.asarray(embeddings, np.float64) - pca.means
     projected = centred @ pca.eigen_vectors.T.astype(np.float64)
     return np.asarray((np.clip(projected, QUANTISE_MIN, QUANTISE_MAX) - QUANTISE_MIN) * (255.0 / _RANGE))
