@@ -791,7 +791,7 @@ def _unknown(section: str, key: str) -> str:
     path = f"{section}.{key}" if section else key
     elsewhere = [p for p in (*_FIELDS, *_SECTIONS) if p and p.rpartition(".")[2] == key]
     near = (
-        difflib.get_close_matches(path[:200], here, 1, 0.7)
+        difflib.get_close_matches(path[:200], here, 1, 0.6)
         or elsewhere[:1]
         or difflib.get_close_matches(path[:200], _FIELDS, 1, 0.8)
     )
@@ -885,6 +885,8 @@ def _take_errors(error: ValidationError, raw: _Raw) -> tuple[tuple[tuple[str, ..
         if path in raw.faulty:
             continue  # another item of the same list, or the other half of "X or null"
         found = "a secret that can't be used" if path in _SECRETS else _shown(raw.values.get(path))
+        if path == "bus.kafka.bootstrap_servers":
+            found = re.sub(r'[^",]*@', f"{MASK}@", found)  # user:password@host, which no broker address takes
         detail = f" ({cause})" if cause is not None and str(cause) not in _allowed(path) else ""
         raw.refuse(path, found, _allowed(path) + detail)
     return None
