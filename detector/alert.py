@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 from urllib.parse import quote
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -54,7 +54,7 @@ class AlertTimelinePoint:
 
 @dataclass(frozen=True, slots=True)
 class AlertOnset:
-    """One shot. ``peak_dbfs`` null: not measured. ``certain`` false: no impulse stood out, this is the likeliest place."""
+    """One shot. ``peak_dbfs`` null: not measured. ``certain`` false: nothing stood out, this is the likeliest place."""
 
     sample: _Sample
     at: _Rfc3339
@@ -189,6 +189,14 @@ class Alert:
         return f"{self.alert_id}.{self.revision}"
 
 
+class SampleClock(Protocol):
+    """Sample index of a session -> capture time."""
+
+    def at_ns(self, sample: int) -> int:
+        """Unix nanoseconds."""
+        ...
+
+
 class CaptureClock:
     """Sample index -> capture time, from the chunks of one run: that of the chunk which holds the sample.
 
@@ -238,7 +246,7 @@ def build(
     session: str,
     labels: Sequence[str],
     settings: DecisionSettings,
-    clock: CaptureClock,
+    clock: SampleClock,
     model: ModelIdentity,
     audio: AudioRange | None = None,
     latency_seconds: float | None = None,

@@ -1,0 +1,359 @@
+"""Chunks in -> alerts out. No bus, no clock, no threads: the same chunks give the same alerts, whoever feeds them.
+
+``submit`` takes chunks as they arrive and cuts them into examples at once; ``run`` takes what gathered through network,
+window, classifier and decision, in batches over all streams. The daemon, ``scan`` and ``replay`` all drive this one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from detector.alert import Alert, AudioRange, ModelIdentity, build
+from detector.bus.base import TopicPartition
+from detector.decision import DecisionSettings, InterruptReason, ScoredExample, Transition
+from detector.embedders.params import EMBEDDING_SIZE
+from detector.errors import ChunkError
+from detector.examples import LOOKBACK_SAMPLES, Example, hop_samples_of
+from detector.onset import Onset, find_onsets
+from detector.stream import Arrival, ChunkMark, StreamState
+
+Float32Array = npt.NDArray[np.float32]
+StageTimer = Callable[[str], AbstractContextManager[object]]
+_ALL, _NONE = -(2**63), 2**63
+Observer = Callable[[str, ScoredExample, float], None]
+
+
+class Scorer(Protocol):
+    """What the pipeline needs of a model."""
+
+    def embed(self, pcm: npt.NDArray[np.int16]) -> Float32Array:
+        """``(n, 15600) int16`` -> ``(n, 128)``."""
+        ...
+
+    def classify(self, windows: Float32Array, num_frames: npt.NDArray[np.int32]) -> Float32Array:
+        """``(n, T, 128)`` and how many rows of each count -> ``(n, V)`` probabilities."""
+        ...
+
+
+@dataclass(slots=True)
+class Account:
+    """What became of every chunk. ``accepted = analysed + rebuilt + in progress``."""
+
+    accepted: int = 0
+    analysed: int = 0
+    rebuilt: int = 0
+    duplicates: int = 0
+    missing: int = 0
+    examples: int = 0
+    scored: int = 0
+    batches: list[int] = field(default_factory=list)
+    resets: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """How a partition's state is rebuilt from the log, in silence.
+
+    Attributes:
+        until: first offset whose outputs have not been committed yet; what lies before is read in silence.
+        since: for each stream whose decision remembered something at ``until``, the first sample of the example from
+            which the decision must be fed. All others remembered nothing.
+    """
+
+    until: int
+    since: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """An alert, and the end of the capture of the chunk that decided it (Unix nanoseconds)."""
+
+    alert: Alert
+    capture_end_ns: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _ChunkWork:
+    """An accepted chunk, waiting for the network."""
+
+    stream: StreamState
+    mark: ChunkMark
+    examples: Sequence[Example]
+    silent: bool
+    decide_from_sample: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _RunEnd:
+    """Here a run ends: what comes after it is another."""
+
+    stream: StreamState
+    reason: InterruptReason
+    silent: bool
+
+
+class Pipeline:
+    """The whole walk for any number of streams. Not thread-safe.
+
+    Args:
+        labels, model: what the scores mean, and who gives them.
+        window_examples: T, how many embeddings the classifier sees.
+        max_batch: most examples of one network call.
+        max_streams: memory bound; a chunk of one stream more is refused.
+        idle_seconds: a stream silent for longer (by the records' own times) is forgotten and its alert closed.
+        stage_timer: called with a stage's name; the context manager it returns spans the stage.
+        observer: called with stream id, scored example and family score of each example, in order.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        labels: Sequence[str],
+        model: ModelIdentity,
+        window_examples: int,
+        decision: DecisionSettings,
+        hop_seconds: float = 0.96,
+        max_batch: int = 64,
+        max_streams: int = 10_000,
+        idle_seconds: float = 60.0,
+        stage_timer: StageTimer | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self._scorer = scorer
+        self._labels = labels
+        self._model = model
+        self._window_examples = window_examples
+        self._decision = decision
+        self._hop_samples = hop_samples_of(hop_seconds)
+        self._max_batch = max_batch
+        self._max_streams = max_streams
+        self._idle_ms = idle_seconds * 1000
+        self._stage = stage_timer or (lambda stage: nullcontext())
+        self._observer = observer
+        self._streams: dict[str, StreamState] = {}
+        self._work: deque[_ChunkWork | _RunEnd] = deque()
+        self._rebuilds: dict[TopicPartition, Rebuild] = {}
+        self.account = Account()
+
+    @property
+    def stream_count(self) -> int:
+        return len(self._streams)
+
+    @property
+    def open_alert_count(self) -> int:
+        return sum(stream.decision.is_open for stream in self._streams.values())
+
+    @property
+    def examples_in_progress(self) -> int:
+        return self.account.examples - self.account.scored
+
+    def submit(self, arrival: Arrival) -> None:
+        """Take a chunk into its stream and cut its examples; ``run`` does the rest.
+
+        Raises:
+            ChunkError: ``too_many_streams``; nothing else changed.
+        """
+        chunk = arrival.chunk
+        stream = self._streams.get(chunk.stream_id)
+        if stream is None:
+            if len(self._streams) >= self._max_streams:
+                raise ChunkError(
+                    "too_many_streams",
+                    f"Stream {chunk.stream_id!r} would be one more than max_streams ({self._max_streams}); raise it, "
+                    "or give the topic more partitions and start another detector.",
+                )
+            stream = self._streams[chunk.stream_id] = StreamState(
+                chunk.stream_id,
+                hop_samples=self._hop_samples,
+                window_examples=self._window_examples,
+                decision=self._decision,
+            )
+        silent, decide_from_sample = self._silence(arrival)
+        if stream.newest is not None and arrival.timestamp_ms - stream.newest.timestamp_ms > self._idle_ms:
+            self._end_run(stream, "stream_lost", silent)
+        if stream.is_duplicate(chunk):
+            self.account.duplicates += not silent
+            return
+        if reason := stream.break_before(chunk):
+            if not silent:
+                self.account.missing += stream.missing_before(chunk)
+            self._end_run(stream, reason, silent)
+        examples = stream.accept(arrival)
+        self.account.accepted += 1
+        self.account.examples += len(examples)
+        self._work.append(_ChunkWork(stream, ChunkMark.of(arrival), examples, silent, decide_from_sample))
+
+    def run(self) -> list[Emitted]:
+        """Score and decide everything submitted; return what there is to tell, in order."""
+        emitted: list[Emitted] = []
+        while self._work:
+            emitted += self._run_batch(self._next_batch())
+        return emitted
+
+    def forget_idle(self, now_ms: int, partitions: Collection[TopicPartition] | None = None) -> list[Emitted]:
+        """Drop streams of which no chunk was produced since ``now_ms`` less the idle time; close their alerts.
+
+        Nothing may be waiting for ``run``.
+        """
+        emitted: list[Emitted] = []
+        for stream in list(self._streams.values()):
+            newest = stream.newest
+            if newest is None or now_ms - newest.timestamp_ms <= self._idle_ms:
+                continue
+            if partitions is None or newest.topic_partition in partitions:
+                self._end_run(stream, "stream_lost", silent=False)
+                del self._streams[stream.stream_id]
+        return emitted + self.run()
+
+    def rebuild(self, partition: TopicPartition, plan: Rebuild) -> None:
+        """Until ``plan.until`` read this partition in silence: state is rebuilt, nothing is emitted."""
+        self._rebuilds[partition] = plan
+
+    def drop_partition(self, partition: TopicPartition) -> None:
+        """Forget the partition's streams, their waiting work and its rebuild; another member has it now."""
+        self._rebuilds.pop(partition, None)
+        gone = {s.stream_id for s in self._streams.values() if s.newest and s.newest.topic_partition == partition}
+        for stream_id in gone:
+            del self._streams[stream_id]
+        for work in self._work:
+            if work.stream.stream_id in gone and isinstance(work, _ChunkWork):
+                self.account.examples -= len(work.examples)
+                self.account.accepted -= 1
+        self._work = deque(w for w in self._work if w.stream.stream_id not in gone)
+
+    def rebuild_plan(self, partition: TopicPartition, until: int) -> tuple[int, dict[str, int]]:
+        """What to keep beside the committed offset ``until`` so that ``rebuild`` restores this very state.
+
+        Returns the offset to read from and ``Rebuild.since``. Nothing may be waiting for ``run``.
+        """
+        start = until
+        since: dict[str, int] = {}
+        for stream in self._streams.values():
+            if stream.newest is None or stream.newest.topic_partition != partition or stream.rebuild_offset is None:
+                continue
+            start = min(start, stream.rebuild_offset)
+            needed = stream.decision.oldest_sample_needed
+            if needed is not None:
+                since[stream.stream_id] = needed
+        return start, since
+
+    def _silence(self, arrival: Arrival) -> tuple[bool, int]:
+        """Whether nothing of this chunk may be emitted, and from which sample on the decision is to be fed."""
+        plan = None if arrival.topic_partition is None else self._rebuilds.get(arrival.topic_partition)
+        if plan is None or arrival.offset is None or arrival.offset >= plan.until:
+            return False, _ALL
+        return True, plan.since.get(arrival.chunk.stream_id, _NONE)
+
+    def _end_run(self, stream: StreamState, reason: InterruptReason, silent: bool) -> None:
+        if not silent:
+            self.account.resets[reason] += 1
+        stream.end_run()
+        self._work.append(_RunEnd(stream, reason, silent))
+
+    def _next_batch(self) -> list[_ChunkWork | _RunEnd]:
+        """Work in order of arrival, with at most ``max_batch`` examples (or one chunk's)."""
+        batch: list[_ChunkWork | _RunEnd] = []
+        examples = 0
+        while self._work:
+            work = self._work[0]
+            count = len(work.examples) if isinstance(work, _ChunkWork) else 0
+            if examples and examples + count > self._max_batch:
+                break
+            examples += count
+            batch.append(self._work.popleft())
+        return batch
+
+    def _run_batch(self, batch: Sequence[_ChunkWork | _RunEnd]) -> list[Emitted]:
+        chunks = [w for w in batch if isinstance(w, _ChunkWork)]
+        examples = [e for w in chunks for e in w.examples]
+        scores: Iterator[Float32Array] = iter(())
+        if examples:
+            pcm = np.stack([e.pcm for e in examples])
+            with self._stage("embed"):
+                embeddings = self._scorer.embed(pcm)
+            windows = np.zeros((len(examples), self._window_examples, EMBEDDING_SIZE), np.float32)
+            num_frames = np.zeros(len(examples), np.int32)
+            row = 0
+            for work in batch:
+                if isinstance(work, _RunEnd):
+                    work.stream.window.reset()
+                    continue
+                for _ in work.examples:
+                    work.stream.window.push(embeddings[row])
+                    num_frames[row] = work.stream.window.write(windows[row])
+                    row += 1
+            with self._stage("classify"):
+                scores = iter(self._scorer.classify(windows, num_frames))
+            self.account.batches.append(len(examples))
+        emitted: list[Emitted] = []
+        with self._stage("decide"):
+            for work in batch:
+                if isinstance(work, _RunEnd):
+                    emitted += self._end(work)
+                else:
+                    emitted += self._decide(work, scores)
+        return emitted
+
+    def _end(self, work: _RunEnd) -> list[Emitted]:
+        stream = work.stream
+        transitions = stream.decision.interrupt(work.reason)
+        emitted = [] if work.silent else [self._emit(stream, t) for t in transitions]
+        stream.begin_run()
+        return emitted
+
+    def _decide(self, work: _ChunkWork, scores: Iterator[Float32Array]) -> list[Emitted]:
+        stream = work.stream
+        stream.begin_chunk(work.mark)
+        emitted: list[Emitted] = []
+        for example in work.examples:
+            scored = ScoredExample(example.start_sample, example.end_sample, next(scores).tolist())
+            self.account.scored += 1
+            if scored.start_sample < work.decide_from_sample:
+                continue
+            transitions = stream.decision.step(scored, partial(_find_onsets, example))
+            if work.silent:
+                continue
+            emitted += [self._emit(stream, t) for t in transitions]
+            if self._observer is not None:
+                self._observer(stream.stream_id, scored, self._decision.family_score(scored.scores))
+        stream.end_chunk()
+        if work.silent:
+            self.account.rebuilt += 1
+        else:
+            self.account.analysed += 1
+        return emitted
+
+    def _emit(self, stream: StreamState, transition: Transition) -> Emitted:
+        newest = stream.marks[-1]
+        first_sample = min(transition.first_sample, transition.onset_sample)
+        first_offset = stream.offset_of(first_sample)
+        audio = None
+        if newest.topic_partition is not None and newest.offset is not None and first_offset is not None:
+            audio = AudioRange(*newest.topic_partition, first_offset, newest.offset)
+        alert = build(
+            transition,
+            stream=stream.stream_id,
+            session=newest.session,
+            labels=self._labels,
+            settings=self._decision,
+            clock=stream,
+            model=self._model,
+            audio=audio,
+            location=newest.location,
+            clock_error_seconds=newest.clock_error_seconds,
+            canary=stream.canary_in(first_sample, transition.last_sample),
+        )
+        return Emitted(alert, newest.capture_end_ns)
+
+
+def _find_onsets(example: Example) -> list[Onset]:
+    return find_onsets(example.context, example.start_sample - LOOKBACK_SAMPLES)
