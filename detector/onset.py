@@ -20,6 +20,24 @@ BLOCK_SAMPLES = 32  # 2 ms: the resolution of the search
 MIN_SPACING_SAMPLES = 800  # 50 ms: closer onsets are one
 MIN_RISE_DB = 9.0
 MAX_ONSETS = 20  # in one call; more than a second of automatic fire has
+SEARCH_BACK_SAMPLES = 1_600  # 100 ms: how far before a firing example the pipeline lets the search begin
+
+ECHO_DROP_DB = 10.0  # what is so much weaker than something in the 0.6 s before is its echo
+MIN_DECAY_DB = 4.0  # what falls less in the 0.4 s after is a step of the level, not an impulse
+SILENCE_FALL_DB = 12.0  # what falls so much after digital silence is a shot, less is only the end of the padding
+BURST_DROP_DB = 4.0  # the next shot of a burst is at most so much weaker than the one before
+
+# All in blocks of 2 ms; tuned on FP1-FP4 of the ShotSpotter live-fire test, see tests/benchmarks/bench_onset.py.
+_AFTER_BLOCKS = 5  # the level after an onset
+_BEFORE_BLOCKS = 50  # the background before it
+_MIN_BACKGROUND_BLOCKS = 10  # less background than this is none
+_BURST_BEFORE_BLOCKS = 10  # background inside a burst, whose shots are 60 to 100 ms apart
+_BURST_BLOCKS = 75  # longest pause between two shots of a burst
+_SPACING_BLOCKS = MIN_SPACING_SAMPLES // BLOCK_SAMPLES
+_ECHO_BLOCKS = 300
+_DECAY_BLOCKS = 200
+_MIN_DECAY_BLOCKS = 30
+_FILTER_BLOCKS = 2  # half the filter's length, rounded up
 
 _BAND_HZ = (300.0, 3_400.0)
 _TAPS = 65
@@ -77,39 +95,96 @@ def find_onsets(
 
 
 def _candidates(pcm: Int16Array, start: int, min_rise_db: float) -> list[tuple[int, float, bool]]:
+    """``(index in pcm, rise in dB, certain)`` of each onset at ``start`` or later, oldest first."""
     blocks = len(pcm) // BLOCK_SAMPLES
-    if blocks < 8:
+    if blocks <= _AFTER_BLOCKS:
         return [(max(start, int(np.argmax(np.abs(pcm.astype(np.int32))))), 0.0, False)]
-    used = pcm[len(pcm) - blocks * BLOCK_SAMPLES :]
-    offset = len(pcm) - len(used)
-    band = np.convolve(used.astype(np.float64), _kernel(), mode="same")
-    energy = np.mean(np.square(band.reshape(blocks, BLOCK_SAMPLES)), axis=1) + 1.0  # (blocks,)
-    rise = _rise_db(energy)
-    first_block = max(0, -(-(start - offset) // BLOCK_SAMPLES))
-    order = [int(k) for k in np.argsort(-rise, kind="stable") if k >= first_block]
-    spacing = MIN_SPACING_SAMPLES // BLOCK_SAMPLES
-    chosen: list[int] = []
-    for k in order:
-        if rise[k] < min_rise_db or len(chosen) == MAX_ONSETS:
-            break
-        if all(abs(k - c) >= spacing for c in chosen):
-            chosen.append(k)
-    if not chosen:
-        k = order[0] if order else blocks - 1
-        return [(min(max(start, offset + k * BLOCK_SAMPLES), len(pcm) - 1), float(max(rise[k], 0.0)), False)]
-    return [(max(start, offset + k * BLOCK_SAMPLES), float(rise[k]), True) for k in sorted(chosen)]
-
-
-def _rise_db(energy: FloatArray) -> FloatArray:
-    """``(blocks,)``: level of the next 10 ms over the mean of the 100 ms before, in dB; 0 where nothing is before."""
+    offset = len(pcm) - blocks * BLOCK_SAMPLES
+    energy, heard = _band_energy(pcm[offset:])
     total = np.concatenate([[0.0], np.cumsum(energy)])
-    k = np.arange(len(energy))
-    ahead = np.minimum(k + 5, len(energy))
-    behind = np.maximum(k - 50, 0)
-    after = (total[ahead] - total[k]) / (ahead - k)
-    before = (total[k] - total[behind]) / np.maximum(k - behind, 1)
-    rise: FloatArray = np.where(k >= 10, 10.0 * np.log10(after / np.maximum(before, 1.0)), 0.0)
-    return rise
+    count = np.concatenate([[0], np.cumsum(heard)])
+    k = np.arange(blocks)
+    ahead = np.minimum(k + _AFTER_BLOCKS, blocks)
+    after = np.maximum(total[ahead] - total[k], 0.0) / np.maximum(count[ahead] - count[k], 1)  # (blocks,)
+
+    def rise_over(before_blocks: int) -> FloatArray:
+        behind = np.maximum(k - before_blocks, 0)
+        heard_blocks = count[k] - count[behind]
+        before = np.maximum(total[k] - total[behind], 0.0) / np.maximum(heard_blocks, 1)
+        rise = 10.0 * np.log10((after + 1.0) / (before + 1.0))  # + 1: one bit of int16, so that silence has no rise
+        return np.where(heard & (heard_blocks >= _MIN_BACKGROUND_BLOCKS), rise, 0.0)
+
+    def impulse(i: int) -> bool:
+        loudest_before = after[max(0, i - _ECHO_BLOCKS) : i + 1].max()
+        return bool(loudest_before <= after[i] * 10 ** (ECHO_DROP_DB / 10)) and _decays(energy, heard, i, after[i])
+
+    first_block = max(0, -(-(start - offset) // BLOCK_SAMPLES))
+    rise = np.maximum(rise_over(_BEFORE_BLOCKS), _rise_from_silence(after, total, count, heard))
+    chosen = [i for i in _apart(rise, first_block, min_rise_db) if impulse(i)]
+    if not chosen:
+        first_block = min(first_block, blocks - 1)
+        best = rise if rise[first_block:].max() > 0.0 else after
+        i = first_block + int(np.argmax(best[first_block:]))
+        return [(min(max(start, offset + i * BLOCK_SAMPLES), len(pcm) - 1), float(max(rise[i], 0.0)), False)]
+    burst_rise = rise_over(_BURST_BEFORE_BLOCKS)
+    for i in sorted(_apart(burst_rise, first_block, min_rise_db)):  # the next shots of a burst, one after the other
+        before = max((c for c in chosen if c < i), default=None)
+        if (
+            before is not None
+            and i - before <= _BURST_BLOCKS
+            and after[i] * 10 ** (BURST_DROP_DB / 10) >= after[before]
+            and all(abs(i - c) >= _SPACING_BLOCKS for c in chosen)
+            and impulse(i)
+        ):
+            chosen.append(i)
+            rise[i] = burst_rise[i]
+    return [(max(start, offset + i * BLOCK_SAMPLES), float(rise[i]), True) for i in sorted(chosen)[:MAX_ONSETS]]
+
+
+def _rise_from_silence(
+    after: FloatArray, total: FloatArray, count: npt.NDArray[np.int64], heard: npt.NDArray[np.bool_]
+) -> FloatArray:
+    """``(blocks,)``: for sound that sets in from digital silence, with no background to compare with: how far it falls
+    again within 0.4 s, in dB. A shot does; recorded noise that begins or goes on after padding doesn't. 0 elsewhere."""
+    blocks = len(after)
+    k = np.arange(blocks)
+    sets_in = heard & (count[k] - count[np.maximum(k - _BEFORE_BLOCKS, 0)] < _MIN_BACKGROUND_BLOCKS)
+    tail_from, tail_to = np.minimum(k + _BEFORE_BLOCKS, blocks), np.minimum(k + _DECAY_BLOCKS, blocks)
+    tail_blocks = tail_to - tail_from
+    tail = np.maximum(total[tail_to] - total[tail_from], 0.0) / np.maximum(tail_blocks, 1)
+    fall = 10.0 * np.log10((after + 1.0) / (tail + 1.0))
+    return np.where(sets_in & (tail_blocks >= _MIN_DECAY_BLOCKS) & (fall >= SILENCE_FALL_DB), fall, 0.0)
+
+
+def _apart(rise: FloatArray, first_block: int, min_rise_db: float) -> list[int]:
+    """Blocks whose rise is enough, the highest first, each at least the spacing from the ones before."""
+    enough = np.flatnonzero(rise >= min_rise_db)
+    apart: list[int] = []
+    for i in enough[np.argsort(-rise[enough], kind="stable")].tolist():
+        if i >= first_block and all(abs(i - c) >= _SPACING_BLOCKS for c in apart):
+            apart.append(i)
+    return apart
+
+
+def _band_energy(pcm: Int16Array) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """Mean square of the band-passed signal in each block, and which blocks are real sound: not digital silence (a
+    constant value), nor so near to its edge that the filter answers to the edge. ``(blocks,)`` each; 0 where unreal."""
+    blocks = len(pcm) // BLOCK_SAMPLES
+    rows = pcm.reshape(blocks, BLOCK_SAMPLES)
+    silent = np.ptp(rows, axis=1) == 0
+    heard = ~np.convolve(silent, np.ones(2 * _FILTER_BLOCKS + 1), mode="same").astype(bool)[:blocks]
+    band = np.convolve(pcm.astype(np.float64), _kernel(), mode="same")
+    energy = np.mean(np.square(band).reshape(blocks, BLOCK_SAMPLES), axis=1)
+    return np.where(heard, energy, 0.0), heard
+
+
+def _decays(energy: FloatArray, heard: npt.NDArray[np.bool_], block: int, after: float) -> bool:
+    """Whether the level falls again after ``block``: an impulse does, a step of the gain doesn't."""
+    later = slice(block + _AFTER_BLOCKS, block + _AFTER_BLOCKS + _DECAY_BLOCKS)
+    tail = energy[later][heard[later]]
+    if len(tail) < _MIN_DECAY_BLOCKS:
+        return True  # too near to the end to say
+    return bool(np.percentile(tail, 25) * 10 ** (MIN_DECAY_DB / 10) <= after)
 
 
 def _kernel() -> npt.NDArray[np.float64]:
