@@ -74,6 +74,14 @@ class Lock:
         entry = self._files.get(name)
         return entry["sha256"] if entry else None
 
+    def origin(self, name: str) -> str | None:
+        """Where the pinned content came from."""
+        entry = self._files.get(name)
+        return str(entry.get("origin")) if entry else None
+
+    def unpin(self, name: str) -> None:
+        self._files.pop(name, None)
+
     def verified(self, name: str) -> bool:
         """True once the published smoke test passed with this content."""
         return bool(self._files.get(name, {}).get("verified", False))
