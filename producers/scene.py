@@ -1,23 +1,20 @@
 """A synthetic city: sensors, events, the sound's way between them, and the truth about it.
 
-A scene comes from a YAML script (``load_scene``) or from a seed (``random_scene``). ``SceneRenderer`` renders it
-chunk by
-chunk: delay by distance, spherical spreading, absorption by air, a reflection from the ground, echoes from facades, a
+A scene comes from a YAML script (``load_scene``) or from a seed (``random_scene``). ``SceneRenderer`` renders it chunk
+by chunk: delay by distance, spherical spreading, absorption by air, a reflection from the ground, echoes from facades, a
 reverberant tail and a noise floor for each sensor. The same scene gives the same samples, on any machine with the same
 numpy and scipy. ``play_scene`` publishes them and writes the ground truth as JSON lines:
 
 * first ``{"record": "scene", "start_ns", "seconds", "seed", "sensors": [{"stream_id", "x", "y", "z", "noise_dbfs"}]}``
 * then for each event, when its sound begins, ``{"record": "event", "event_id", "kind", "gunfire", "at_seconds",
-"at_ns",
-  "x", "y", "z", "shots", "sensors": [{"stream_id", "session", "distance_metres", "arrival_seconds", "arrival_ns",
-  "arrival_sample", "arrivals_seconds", "shock_seconds", "peak_dbfs", "audible"}]}``
+  "at_ns", "x", "y", "z", "shots", "sensors": [{"stream_id", "session", "distance_metres", "arrival_seconds",
+  "arrival_ns", "arrival_sample", "arrivals_seconds", "shock_seconds", "peak_dbfs", "audible"}]}``
 * last ``{"record": "end", "seconds", "events"}``.
 
-``arrival_*`` is the first sound of the event at the sensor (a bullet's shock wave can be before the muzzle's blast; of a
-firework its report, not its whistle);
-``arrivals_seconds`` one blast for each shot; seconds and samples count from the scene's start, nanoseconds are Unix
-time. An event without an arrival at a sensor (it comes after the scene's end) misses that sensor. ``audible``: the
-peak stands at least 20 dB over the sensor's noise (RMS).
+``arrival_*`` is the first sound of the event at the sensor (a bullet's shock wave can be before the muzzle's blast; of
+a firework its report, not its whistle); ``arrivals_seconds`` one blast for each shot. Seconds and samples count from
+the scene's start, nanoseconds are Unix time. An event whose sound comes after the scene's end misses at that sensor.
+``audible``: the peak stands at least 20 dB over the sensor's noise (RMS).
 """
 
 from __future__ import annotations
