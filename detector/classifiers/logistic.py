@@ -8,7 +8,7 @@ import tensorflow as tf
 from detector.classifiers.initial import glorot_uniform
 
 
-class Logistic(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
+class Logistic(tf.Module):
     """``(B, D)`` float32 -> ``(B, V)`` float32 probabilities: ``sigmoid(x W + b)``.
 
     Source: google/youtube-8m, ``video_level_models.py``.

@@ -47,7 +47,7 @@ class LstmConfig:
         return cls(**params)
 
 
-class LstmModel(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
+class LstmModel(tf.Module):
     """``(B, T, D)`` float32 dequantised features and ``(B,)`` int32 valid rows -> ``(B, V)`` float32 probabilities.
 
     Rows are scaled to unit length first, as the starter code's graph does for every model. Rows from ``num_frames`` on

@@ -8,7 +8,7 @@ import tensorflow as tf
 from detector.classifiers.initial import glorot_uniform
 
 
-class Moe(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
+class Moe(tf.Module):
     """``(B, D)`` float32 -> ``(B, V)`` float32 probabilities.
 
     Per class a softmax over ``mixtures + 1`` gates weighs ``mixtures`` logistic experts; the last gate belongs to a

@@ -46,7 +46,7 @@ class ClipEmbedder:
         self._network = tf.function(lambda x: network(x)).get_concrete_function(spec)
 
     def embed_file(self, path: Path) -> EmbeddedClip:
-        """Any audio file: mean over channels, resampled to 16 kHz as AudioSet does. AudioError where it can't be read."""
+        """Any audio file, made mono and resampled as AudioSet does. AudioError where it can't be read."""
         return self.embed(clip_16k(path))
 
     def embed(self, x: npt.NDArray[np.floating]) -> EmbeddedClip:

@@ -8,7 +8,7 @@ from detector.embedders.log_mel import log_mel
 from detector.embedders.postprocess import Pca, postprocess
 
 
-class Embedder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
+class Embedder(tf.Module):
     """``(B, 15600)`` int16 -> ``(B, 128)`` float32; the PCM goes to the device as it is."""
 
     def __init__(self, network: tf.Module, pca: Pca | None) -> None:

@@ -51,7 +51,7 @@ VGGISH_SHAPES: Mapping[str, tuple[int, ...]] = _layer_shapes()
 """Original variable name -> shape, all 18, in the order of the layers."""
 
 
-class Vggish(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
+class Vggish(tf.Module):
     """``(B, 96, 64)`` float32 -> ``(B, 128)`` float32, before any postprocessing (fc2 is linear).
 
     Args:
