@@ -27,12 +27,16 @@ from producers.source import Block, samples_to_ns
 _log = logging.getLogger(__name__)
 
 # What is looked for in folders; a file named on the command line is tried whatever its name.
+# fmt: off
 AUDIO_SUFFIXES = frozenset(
-    """
-    .3gp .aac .ac3 .aif .aifc .aiff .alac .amr .ape .au .avi .caf .flac .gsm .m4a .m4b .mka .mkv .mov .mp2 .mp3 .mp4
-    .mpc .mpeg .mpg .oga .ogg .opus .ra .rf64 .snd .spx .tta .voc .w64 .wav .wave .webm .wma .wv
-    """.split()
+    (
+        ".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".alac", ".amr", ".ape", ".au", ".avi", ".caf",
+        ".flac", ".gsm", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpc", ".mpeg",
+        ".mpg", ".oga", ".ogg", ".opus", ".ra", ".rf64", ".snd", ".spx", ".tta", ".voc", ".w64", ".wav",
+        ".wave", ".webm", ".wma", ".wv",
+    )
 )
+# fmt: on
 _PLACEHOLDERS = ("stem", "name", "parent", "path", "index")
 FAST_OPEN_FILES = 64
 _LATE_SECONDS = 1.0
@@ -179,6 +183,7 @@ class FilePlayer:
         start_ns: int | None = None,
         spread: bool = False,
         location: Location | None = None,
+        clock_error_seconds: float | None = None,
         canary: str | None = None,
         open_files: int = FAST_OPEN_FILES,
         wall_ns: Callable[[], int] = time.time_ns,
@@ -191,6 +196,7 @@ class FilePlayer:
         self._start_ns = start_ns
         self._spread = spread
         self._location = location
+        self._clock_error_seconds = clock_error_seconds
         self._canary = canary
         self._open_files = len(files) if realtime or loop else open_files
         self._wall_ns = wall_ns
@@ -239,7 +245,11 @@ class FilePlayer:
     ) -> None:
         try:
             stream = self._publisher.stream(
-                file.stream_id, location=self._location, canary=self._canary, waits=not self._realtime
+                file.stream_id,
+                location=self._location,
+                clock_error_seconds=self._clock_error_seconds,
+                canary=self._canary,
+                waits=not self._realtime,
             )
         except ChunkError as e:
             self._fail(file, f"{file.path}: {e}")

@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tenacity
 
+from detector.audio import Int16Array
 from detector.bus.base import Bus, Producer, TopicSettings
 from detector.chunk import CHUNK_SAMPLES, CHUNK_SECONDS, Chunk, Encoding, Location, encode
 from detector.errors import BusError, BusUnavailable, GunfireError
-from producers.source import Block, Int16Array, samples_to_ns
+from producers.source import Block, samples_to_ns
 
 _log = logging.getLogger(__name__)
 _SEND_CHUNKS = 256  # handed to the bus between two flushes, over all streams
@@ -97,7 +98,7 @@ class Publisher:
         Args:
             open_bus: called in that thread; raising BusUnavailable it is called again later.
             spool_seconds: what is kept of each stream while the bus is away.
-            stop: once it is set, no ``write`` waits any longer.
+            stop: once it is set, no ``write`` waits any longer for a bus that is away.
         """
         self._stop = stop or threading.Event()
         self._open_bus = open_bus
@@ -190,7 +191,7 @@ class Publisher:
         with self._changed:
             while stream._waits and len(stream._spool) >= self._spool_chunks and not self._ended():
                 self._changed.wait(0.2)
-                if self._stop.is_set():
+                if self._stop.is_set() and self._away:
                     break
             if self._ended():
                 stream._drop(chunk)

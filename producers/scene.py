@@ -1,9 +1,9 @@
 """A synthetic city: sensors, events, the sound's way between them, and the truth about it.
 
 A scene comes from a YAML script (``load_scene``) or from a seed (``random_scene``). ``SceneRenderer`` renders it chunk
-by chunk: delay by distance, spherical spreading, absorption by air, a reflection from the ground, echoes from facades, a
-reverberant tail and a noise floor for each sensor. The same scene gives the same samples, on any machine with the same
-numpy and scipy. ``play_scene`` publishes them and writes the ground truth as JSON lines:
+by chunk: delay by distance, spherical spreading, absorption by air, a reflection from the ground, echoes from
+facades, a reverberant tail and a noise floor for each sensor. The same scene gives the same samples, on any machine
+with the same numpy and scipy. ``play_scene`` publishes them and writes the ground truth as JSON lines:
 
 * first ``{"record": "scene", "start_ns", "seconds", "seed", "sensors": [{"stream_id", "x", "y", "z", "noise_dbfs"}]}``
 * then for each event, when its sound begins, ``{"record": "event", "event_id", "kind", "gunfire", "at_seconds",
