@@ -1,0 +1,826 @@
+"""The Kafka bus, on kafka-python 3.x: for more than one machine.
+
+Each producer and consumer is a client of its own. Which settings matter, and why they are not the library's defaults:
+positions are committed by nobody but the caller; readers see committed transactions only; the producer is idempotent
+and keeps a record until the brokers have it (no delivery timeout: the buffer's bound is the limit); batches are as
+large as a default broker takes, since the library's 16 KiB hold no chunk; topics are never created by accident.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import kafka
+from kafka import errors
+from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.net.sasl.oauth import AbstractTokenProvider
+
+from detector.bus.base import (
+    Commit,
+    Consumer,
+    Headers,
+    Producer,
+    Record,
+    TopicPartition,
+    TopicSettings,
+    check_commits,
+    check_start,
+    check_topics,
+)
+from detector.errors import BusDamaged, BusError, BusUnavailable, CommitFenced, ConfigError
+
+if TYPE_CHECKING:
+    from detector.config import KafkaSettings
+
+MAX_VALUE_BYTES = 8 * 1024 * 1024
+
+_BUFFER_BYTES = 32 * 1024 * 1024
+_BUFFER_WAIT_SECONDS = 1.0
+_METADATA_WAIT_SECONDS = 2.0  # how long ``send`` waits to learn a topic's partitions
+_METADATA_AGE_SECONDS = 10.0  # how soon a new topic or partition is noticed
+_BOOTSTRAP_SECONDS = 10.0
+_CLOSE_SECONDS = 5.0
+_CALLBACK_LOOK_SECONDS = 0.002
+_TOKEN_SECONDS = 10.0
+_NEVER_MS = 2**31 - 1
+_RECORD_OVERHEAD_BYTES = 64
+_TOPIC_EXISTS = errors.TopicAlreadyExistsError.errno
+
+_FENCED = (
+    errors.CommitFailedError,
+    errors.FencedInstanceIdError,
+    errors.IllegalGenerationError,
+    errors.InvalidProducerEpochError,
+    errors.ProducerFencedError,
+    errors.UnknownMemberIdError,
+)
+_DENIED = (errors.AuthorizationError, errors.SaslAuthenticationFailedError, errors.UnsupportedSaslMechanismError)
+_DAMAGED = (errors.CorruptRecordError, errors.UnsupportedCodecError)
+
+_logger = logging.getLogger(__name__)
+
+Callback = Callable[[Consumer, frozenset[TopicPartition]], None]
+
+
+class _TokenProvider(AbstractTokenProvider):
+    """The OAUTHBEARER token as a file or a command gives it, asked anew at each connection."""
+
+    def __init__(self, token_file: Path | None, command: Sequence[str] | None) -> None:
+        super().__init__()
+        self._token_file = token_file
+        self._command = command
+
+    def token(self) -> str:
+        if self._token_file is not None:
+            try:
+                return self._token_file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(
+                    f"The token file {self._token_file} can't be read: {type(error).__name__}."
+                ) from error
+        assert self._command is not None
+        try:
+            result = subprocess.run(self._command, capture_output=True, text=True, timeout=_TOKEN_SECONDS, check=True)
+        except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
+            # Neither arguments nor output: either may hold a secret.
+            raise ConfigError(f"The token command {self._command[0]} failed: {type(error).__name__}.") from None
+        return result.stdout.strip()
+
+
+def _connection(settings: KafkaSettings) -> dict[str, Any]:
+    """What every client of the library takes. Raises ConfigError for certificates that can't be used."""
+    config: dict[str, Any] = {
+        "bootstrap_servers": list(settings.bootstrap_servers),
+        "client_id": settings.client_id,
+        "security_protocol": settings.security_protocol,
+        "request_timeout_ms": int(settings.request_timeout_seconds * 1000),
+        "bootstrap_timeout_ms": int(min(settings.request_timeout_seconds, _BOOTSTRAP_SECONDS) * 1000),
+        "reconnect_backoff_max_ms": 1000,
+        "metadata_max_age_ms": int(_METADATA_AGE_SECONDS * 1000),
+    }
+    if settings.security_protocol in ("SSL", "SASL_SSL"):
+        config["ssl_context"] = _ssl_context(settings)
+        config["ssl_check_hostname"] = settings.ssl_check_hostname
+    if settings.security_protocol in ("SASL_PLAINTEXT", "SASL_SSL"):
+        config["sasl_mechanism"] = settings.sasl_mechanism
+        if settings.sasl_mechanism == "OAUTHBEARER":
+            config["sasl_oauth_token_provider"] = _TokenProvider(
+                settings.oauth_token_file, settings.oauth_token_command
+            )
+        else:
+            config["sasl_plain_username"] = settings.sasl_username
+            password = settings.sasl_password
+            config["sasl_plain_password"] = None if password is None else password.get_secret_value()
+    return config
+
+
+def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
+    place = settings.ssl_ca_file
+    try:
+        context = ssl.create_default_context(cafile=place)
+        context.check_hostname = settings.ssl_check_hostname
+        place = settings.ssl_certificate_file
+        if place is not None:
+            password = settings.ssl_key_password
+            # An empty password rather than none: OpenSSL would ask for it on the terminal.
+            secret = "" if password is None else password.get_secret_value()
+            context.load_cert_chain(place, settings.ssl_key_file, secret)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
+        raise ConfigError(
+            f"The TLS files of bus.kafka can't be used: {place} (with its key, where it has one): {reason}. They must "
+            "be PEM, belong together and open with ssl_key_password."
+        ) from error
+    return context
+
+
+def _translated(error: BaseException, doing: str) -> BusError | ConfigError:
+    """The same in this project's words; the library's texts hold addresses, but no secrets."""
+    if isinstance(error, (BusError, ConfigError)):
+        return error
+    name = type(error).__name__
+    detail = f"{name}: {error}" if str(error) else name
+    if isinstance(error, _FENCED):
+        return CommitFenced(
+            f"While {doing}: another member or producer has taken over ({detail}); nothing took effect."
+        )
+    if isinstance(error, _DENIED):
+        return BusUnavailable(
+            f"While {doing}, Kafka refused this user ({detail}). Check bus.kafka.sasl_* and the user's ACLs."
+        )
+    if isinstance(error, _DAMAGED):
+        return BusDamaged(f"While {doing}: what Kafka sent can't be read ({detail}). Check the brokers' disks.")
+    if isinstance(error, errors.MessageSizeTooLargeError):
+        return BusError(f"While {doing}: a record is larger than the broker takes ({detail}). Raise max.message.bytes.")
+    return BusUnavailable(
+        f"While {doing}, Kafka did not do its part ({detail}). Check that the brokers of "
+        "bus.kafka.bootstrap_servers run and can be reached; trying again may help."
+    )
+
+
+@contextmanager
+def _kafka_errors(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except errors.KafkaError as error:
+        raise _translated(error, doing) from error
+    except ssl.SSLError as error:
+        raise _translated(error, doing) from error
+
+
+def _headers(pairs: Iterable[tuple[str, bytes | None]]) -> Headers:
+    return tuple((name, value or b"") for name, value in pairs)
+
+
+def _theirs(partition: TopicPartition) -> Any:
+    return kafka.TopicPartition(partition.topic, partition.partition)
+
+
+def _ours(partition: Any) -> TopicPartition:
+    return TopicPartition(partition.topic, partition.partition)
+
+
+def _offsets(commits: Mapping[TopicPartition, Commit]) -> dict[Any, Any]:
+    return {_theirs(p): kafka.OffsetAndMetadata(c.offset, c.metadata, -1) for p, c in commits.items()}
+
+
+class KafkaBus:
+    """A Kafka cluster. Connects when first needed, so that making it never fails for a broker that is away.
+
+    Args:
+        settings: section ``bus.kafka`` of the configuration.
+
+    Raises:
+        ConfigError: certificates or keys can't be used.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._connection = _connection(settings)
+        self._admin_client: Any = None
+        self._closed = False
+        self._children: list[KafkaProducer | KafkaConsumer] = []
+
+    def _admin(self) -> Any:
+        self._check_open()
+        if self._admin_client is None:
+            with _kafka_errors("connecting"):
+                self._admin_client = kafka.KafkaAdminClient(**self._connection)
+        return self._admin_client
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BusError("This Kafka bus is closed.")
+
+    def create_topics(self, topics: Mapping[str, TopicSettings]) -> None:
+        check_topics(topics)
+        missing = {name: settings for name, settings in topics.items() if self.partitions(name) is None}
+        if not missing:
+            return
+        wanted = {}
+        for name, settings in missing.items():
+            configs = {}
+            if settings.retention_seconds is not None:
+                configs["retention.ms"] = str(int(settings.retention_seconds * 1000))
+            if settings.retention_bytes is not None:
+                configs["retention.bytes"] = str(settings.retention_bytes)
+            if settings.max_message_bytes is not None:
+                configs["max.message.bytes"] = str(settings.max_message_bytes)
+            wanted[name] = {
+                "num_partitions": settings.partitions,
+                "replication_factor": settings.replication_factor,
+                "configs": configs,
+            }
+        with _kafka_errors(f"creating topics {', '.join(wanted)}"):
+            answer = self._admin().create_topics(wanted, raise_errors=False)
+            for topic in answer["topics"]:
+                if topic["error_code"] not in (0, _TOPIC_EXISTS):
+                    error = errors.for_code(topic["error_code"])(topic.get("error_message") or "")
+                    raise _translated(error, f"creating topic {topic['name']}") from error
+            self._admin().wait_for_topics(list(wanted))
+
+    def partitions(self, topic: str) -> int | None:
+        with _kafka_errors(f"asking for topic {topic}"):
+            (answer,) = self._admin().describe_topics([topic])
+        if answer["error_code"] == errors.UnknownTopicOrPartitionError.errno:
+            return None
+        if answer["error_code"]:
+            error = errors.for_code(answer["error_code"])()
+            raise _translated(error, f"asking for topic {topic}") from error
+        return len(answer["partitions"])
+
+    def producer(self, *, transactional_id: str | None = None) -> Producer:
+        self._check_open()
+        producer = KafkaProducer(self._settings, self._connection, transactional_id)
+        self._adopt(producer)
+        return producer
+
+    def consumer(
+        self,
+        topics: Sequence[str],
+        group: str | None,
+        *,
+        start: str = "earliest",
+        member_id: str | None = None,
+        on_assigned: Callback | None = None,
+        on_revoked: Callback | None = None,
+    ) -> Consumer:
+        self._check_open()
+        check_start(start)
+        instance = member_id if member_id is not None else self._settings.group_instance_id
+        consumer = KafkaConsumer(
+            self._settings,
+            self._connection,
+            topics,
+            group,
+            start=start,
+            member_id=instance,
+            on_assigned=on_assigned,
+            on_revoked=on_revoked,
+        )
+        self._adopt(consumer)
+        return consumer
+
+    def _adopt(self, child: KafkaProducer | KafkaConsumer) -> None:
+        self._children = [*(c for c in self._children if not c.is_closed), child]
+
+    def close(self) -> None:
+        """Close it with every producer and consumer it made."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            for child in self._children:
+                child.close()
+        finally:
+            self._children.clear()
+            if self._admin_client is not None:
+                self._admin_client.close()
+
+
+class KafkaProducer:
+    """Without a transactional id: records go out as they come. With one: they wait here until ``commit``, which sends
+    them and the positions in one short transaction (a long open one would hold up every reader)."""
+
+    def __init__(self, settings: KafkaSettings, connection: Mapping[str, Any], transactional_id: str | None) -> None:
+        self._settings = settings
+        self._transactional_id = transactional_id
+        self._config = {
+            **connection,
+            "acks": "all",
+            "enable_idempotence": True,
+            "batch_size": settings.batch_size_bytes,
+            "linger_ms": int(settings.linger_seconds * 1000),
+            "compression_type": None if settings.compression == "none" else settings.compression,
+            "max_request_size": 2 * MAX_VALUE_BYTES,  # of a whole request: several batches, or one largest record
+            "delivery_timeout_ms": _NEVER_MS,
+            "max_block_ms": int(_METADATA_WAIT_SECONDS * 1000),
+            "allow_auto_create_topics": False,
+        }
+        self._pending_bytes = 0
+        self._changed = threading.Condition()  # guards _pending_bytes and _refused, shared with the library's thread
+        self._refused: BusError | ConfigError | None = None
+        self._waiting: list[tuple[Any, ...]] = []  # a transaction's records
+        self._closed = False
+        self._client = self._connect()
+
+    def _connect(self) -> Any:
+        config = self._config
+        if self._transactional_id is not None:
+            config = {
+                **config,
+                "transactional_id": self._transactional_id,
+                "transaction_timeout_ms": int(max(self._settings.request_timeout_seconds, 10.0) * 1000),
+                "max_block_ms": int(self._settings.request_timeout_seconds * 1000),
+            }
+        with _kafka_errors("connecting a producer"):
+            try:
+                client = kafka.KafkaProducer(**config)
+            except RuntimeError as error:  # what the library raises for a codec that is not installed
+                raise ConfigError(
+                    f"bus.kafka.compression {self._settings.compression!r} needs a library that is missing: {error}."
+                ) from error
+            if self._transactional_id is not None:
+                try:
+                    client.init_transactions()
+                except errors.KafkaError:
+                    _end(client)
+                    raise
+        return client
+
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes,
+        headers: Headers = (),
+        *,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+    ) -> None:
+        self._check_open()
+        if len(value) > MAX_VALUE_BYTES:
+            raise BusError(f"A record of {len(value)} bytes is too large for topic {topic}; {MAX_VALUE_BYTES} at most.")
+        size_bytes = len(value) + len(key or b"") + sum(len(n) + len(v) for n, v in headers) + _RECORD_OVERHEAD_BYTES
+        self._reserve(size_bytes)
+        record = (topic, value, key, list(headers), partition, timestamp_ms)
+        if self._transactional_id is not None:
+            self._waiting.append(record)
+            return
+        try:
+            with _kafka_errors(f"sending to {topic}"):
+                future = self._client.send(*record)
+        except BaseException as error:
+            self._release(size_bytes)
+            if isinstance(error, (ValueError, TypeError)):
+                raise BusError(f"The record for {topic} can't be sent: {error}") from error
+            raise
+        future.add_callback(lambda _: self._release(size_bytes))
+        future.add_errback(lambda error: self._give_up(size_bytes, topic, error))
+
+    def _reserve(self, size_bytes: int) -> None:
+        with self._changed:
+            full = self._pending_bytes > 0 and self._pending_bytes + size_bytes > _BUFFER_BYTES
+            if full and self._transactional_id is None:
+                full = not self._changed.wait_for(
+                    lambda: self._pending_bytes + size_bytes <= _BUFFER_BYTES, _BUFFER_WAIT_SECONDS
+                )
+            if full:
+                raise BusUnavailable(
+                    f"{_BUFFER_BYTES} bytes wait for Kafka"
+                    + (" in one transaction; commit more often" if self._transactional_id else "")
+                    + "; the record was not taken."
+                )
+            self._pending_bytes += size_bytes
+
+    def _release(self, size_bytes: int) -> None:
+        with self._changed:
+            self._pending_bytes -= size_bytes
+            self._changed.notify_all()
+
+    def _give_up(self, size_bytes: int, topic: str, error: BaseException) -> None:
+        """On the library's thread: a record was refused for good. The next ``flush`` says so."""
+        with self._changed:
+            self._refused = self._refused or _translated(error, f"sending to {topic}")
+        self._release(size_bytes)
+
+    def flush(self, timeout_seconds: float = 30.0) -> None:
+        self._check_open()
+        if self._transactional_id is not None:
+            return
+        try:
+            self._client.flush(timeout_seconds)
+        except errors.KafkaTimeoutError as error:
+            raise BusUnavailable(
+                f"Kafka has not taken all records within {timeout_seconds:g} s; they are kept. Check that the brokers "
+                "of bus.kafka.bootstrap_servers run and can be reached."
+            ) from error
+        with self._changed:
+            refused, self._refused = self._refused, None
+        if refused is not None:
+            raise refused
+
+    def commit(self, consumer: Consumer, commits: Mapping[TopicPartition, Commit]) -> None:
+        self._check_open()
+        if not isinstance(consumer, KafkaConsumer):
+            raise TypeError("The consumer is one of another bus.")
+        check_commits(commits)
+        if self._transactional_id is None:
+            self.flush()
+            consumer.commit(commits)
+            return
+        if commits:
+            consumer.check_owns(commits)
+        if not commits and not self._waiting:
+            return
+        timeout = self._settings.request_timeout_seconds
+        error = _bounded(lambda: self._transact(consumer, commits), timeout)
+        if error is not None:
+            self._recover(consumer, commits, error)
+        self.abort()
+
+    def _transact(self, consumer: KafkaConsumer, commits: Mapping[TopicPartition, Commit]) -> None:
+        client = self._client
+        client.begin_transaction()
+        futures = [client.send(*record) for record in self._waiting]
+        if commits:
+            client.send_offsets_to_transaction(_offsets(commits), consumer.group_metadata())
+        client.flush()
+        for future in futures:
+            if future.failed():
+                raise future.exception
+        client.commit_transaction()
+
+    def _recover(self, consumer: KafkaConsumer, commits: Mapping[TopicPartition, Commit], error: BaseException) -> None:
+        """After a failed transaction: find out whether it took effect after all; raise unless it did.
+
+        A new producer epoch ends what was open: the broker completes a commit that had begun and aborts anything else.
+        Positions and outputs took effect together, so the positions tell.
+        """
+        doing = f"committing transaction {self._transactional_id!r}"
+        if isinstance(error, _FENCED):
+            if not isinstance(error, (errors.ProducerFencedError, errors.InvalidProducerEpochError)):
+                _bounded(self._client.abort_transaction, _CLOSE_SECONDS)
+            raise _translated(error, doing) from error
+        _end(self._client)
+        self._client = self._connect()
+        if commits and all(consumer.committed(p) == c for p, c in commits.items()):
+            return
+        raise _translated(error, doing) from error
+
+    def abort(self) -> None:
+        if self._transactional_id is not None:
+            self._waiting.clear()
+            with self._changed:
+                self._pending_bytes = 0
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        try:
+            if self._transactional_id is None and self._pending_bytes:
+                self.flush(_CLOSE_SECONDS)
+        finally:
+            self._closed = True
+            _end(self._client)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BusError("This Kafka producer is closed.")
+
+
+def _end(client: Any) -> None:
+    """Close the library's producer now; by now it has nothing left to send, or has failed to."""
+    if client._accumulator.has_incomplete:
+        client._sender.force_close()  # else ``close`` gives up half-way on what can't be sent
+    with suppress(errors.KafkaError):
+        client.close(timeout=_CLOSE_SECONDS)
+
+
+def _bounded(call: Callable[[], None], timeout_seconds: float) -> BaseException | None:
+    """Run ``call`` on a thread; its error, or a timeout's. The library waits for transactions without a limit."""
+    outcome: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            call()
+            outcome.append(None)
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, name="kafka-transaction", daemon=True)
+    thread.start()
+    thread.join(timeout_seconds)
+    return outcome[0] if outcome else errors.KafkaTimeoutError(f"no answer within {timeout_seconds:g} s")
+
+
+class _Listener(AsyncConsumerRebalanceListener):
+    """Runs the consumer's rebalance work on a thread of its own while ``poll`` waits: the library calls on its network
+    thread, where a commit or a look-up would wait for itself."""
+
+    def __init__(self, consumer: KafkaConsumer) -> None:
+        self._consumer = consumer
+
+    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        partitions = frozenset(map(_ours, assigned))
+        await self._run(lambda: self._consumer.take(partitions))
+
+    async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        partitions = frozenset(map(_ours, revoked))
+        await self._run(lambda: self._consumer.let_go(partitions))
+
+    async def on_partitions_lost(self, lost: Iterable[Any]) -> None:
+        partitions = frozenset(map(_ours, lost))
+        await self._run(lambda: self._consumer.let_go(partitions, lost=True))
+
+    async def _run(self, call: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                call()
+            except BaseException as error:  # noqa: BLE001 - poll raises it
+                self._consumer.callback_error = error
+
+        thread = threading.Thread(target=run, name="kafka-rebalance", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            await self._consumer.pause_network(_CALLBACK_LOOK_SECONDS)
+
+
+class KafkaConsumer:
+    """A member of a group with cooperative rebalancing, or a reader of everything."""
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        connection: Mapping[str, Any],
+        topics: Sequence[str],
+        group: str | None,
+        *,
+        start: str,
+        member_id: str | None,
+        on_assigned: Callback | None,
+        on_revoked: Callback | None,
+    ) -> None:
+        self._topics = tuple(dict.fromkeys(topics))
+        self._group = group
+        self._start = start
+        self._on_assigned = on_assigned
+        self._on_revoked = on_revoked
+        self._positions: dict[TopicPartition, int] = {}  # those assigned
+        self._lost: frozenset[TopicPartition] = frozenset()
+        self._paused: set[TopicPartition] = set()
+        self._announced: set[TopicPartition] = set()
+        self._next_look_seconds = 0.0
+        self._closed = False
+        self.callback_error: BaseException | None = None
+        config = {
+            **connection,
+            "group_id": group,
+            "enable_auto_commit": False,
+            "isolation_level": "read_committed",
+            "auto_offset_reset": "none",  # decided here: a position that was dropped goes on at the oldest
+            "allow_auto_create_topics": False,
+            "max_partition_fetch_bytes": settings.max_partition_fetch_bytes,
+        }
+        if group is not None:
+            session_ms = int(settings.session_timeout_seconds * 1000)
+            config |= {
+                "group_instance_id": member_id,
+                "session_timeout_ms": session_ms,
+                "heartbeat_interval_ms": min(3000, session_ms // 3),
+                "max_poll_interval_ms": int(settings.max_poll_interval_seconds * 1000),
+                "partition_assignment_strategy": (CooperativeStickyAssignor,),
+            }
+        with _kafka_errors("connecting a consumer"):
+            self._client = kafka.KafkaConsumer(**config)
+            try:
+                if group is None:
+                    self._assign_everything(start)
+                else:
+                    self._client.subscribe(list(self._topics), listener=_Listener(self))
+            except BaseException:
+                self._client.close(autocommit=False, timeout_ms=0)
+                raise
+
+    def pause_network(self, seconds: float) -> Any:
+        """Awaitable on the library's loop; used by the listener alone."""
+        return self._client._net.sleep(seconds)
+
+    def poll(self, timeout_seconds: float, max_records: int = 500) -> list[Record]:
+        self._check_open()
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            if self._group is None:
+                self._look_for_partitions()
+            left_ms = max(0, int((deadline - time.monotonic()) * 1000))
+            try:
+                answer = self._client.poll(timeout_ms=left_ms, max_records=max_records)
+            except errors.OffsetOutOfRangeError as error:
+                self._go_on_within_bounds(error)
+                continue
+            except errors.KafkaError as error:
+                self._raise_callback_error()
+                raise _translated(error, "reading") from error
+            self._raise_callback_error()
+            records = [self._record(record) for batch in answer.values() for record in batch]
+            for record in records:
+                self._positions[record.topic_partition] = record.offset + 1
+            if records or time.monotonic() >= deadline:
+                return records
+
+    @staticmethod
+    def _record(record: Any) -> Record:
+        return Record(
+            record.topic,
+            record.partition,
+            record.offset,
+            record.key,
+            record.value or b"",
+            _headers(record.headers),
+            record.timestamp,
+        )
+
+    def _raise_callback_error(self) -> None:
+        error, self.callback_error = self.callback_error, None
+        if error is not None:
+            raise error
+
+    def _go_on_within_bounds(self, error: errors.OffsetOutOfRangeError) -> None:
+        """Retention dropped the position, or a replica that knew it died: the oldest, or the end if it is past that."""
+        partitions = [_ours(p) for p in error.args[0] if _ours(p) in self._positions]
+        bounds = self._bounds(partitions)
+        for partition in partitions:
+            oldest, end = bounds[partition]
+            self._seek(partition, min(max(self._positions[partition], oldest), end))
+
+    def _bounds(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
+        theirs = [_theirs(p) for p in partitions]
+        if not theirs:
+            return {}
+        with _kafka_errors("asking for offsets"):
+            oldest = self._client.beginning_offsets(theirs)
+            ends = self._client.end_offsets(theirs)
+        return {_ours(p): (oldest[p], ends[p]) for p in theirs}
+
+    def _seek(self, partition: TopicPartition, offset: int) -> None:
+        self._client.seek(_theirs(partition), offset)
+        self._positions[partition] = offset
+
+    def take(self, partitions: frozenset[TopicPartition]) -> None:
+        """Called by the listener: set positions, then tell."""
+        bounds = self._bounds(partitions)
+        for partition in partitions:
+            commit = self.committed(partition)
+            oldest, end = bounds[partition]
+            first = oldest if self._start == "earliest" else end
+            self._seek(partition, first if commit is None else min(max(commit.offset, oldest), end))
+        if partitions and self._on_assigned is not None:
+            self._on_assigned(self, partitions)
+
+    def let_go(self, partitions: frozenset[TopicPartition], lost: bool = False) -> None:
+        """Called by the listener: tell, while the partitions can still be committed unless they are lost."""
+        if self._closed or not partitions:
+            return
+        self._lost = partitions if lost else frozenset()
+        try:
+            if self._on_revoked is not None:
+                self._on_revoked(self, partitions)
+        finally:
+            self._lost = frozenset()
+            for partition in partitions:
+                self._positions.pop(partition, None)
+                self._paused.discard(partition)
+
+    def _look_for_partitions(self) -> None:
+        if time.monotonic() >= self._next_look_seconds:
+            with _kafka_errors("looking for partitions"):
+                self._assign_everything("earliest")
+        fresh = frozenset(self._positions.keys() - self._announced)
+        self._announced |= fresh
+        if fresh and self._on_assigned is not None:
+            self._on_assigned(self, fresh)
+
+    def _assign_everything(self, start: str) -> None:
+        self._next_look_seconds = time.monotonic() + _METADATA_AGE_SECONDS
+        wanted = {
+            TopicPartition(topic, number)
+            for topic in self._topics
+            for number in self._client.partitions_for_topic(topic) or ()
+        }
+        fresh = wanted - self._positions.keys()
+        if not fresh:
+            return
+        self._client.assign([_theirs(p) for p in self._positions.keys() | fresh])
+        for partition, (oldest, end) in self._bounds(fresh).items():
+            self._positions[partition] = oldest if start == "earliest" else end
+        for partition, offset in self._positions.items():
+            self._client.seek(_theirs(partition), offset)
+        self._client.pause(*map(_theirs, self._paused))
+
+    def assignment(self) -> frozenset[TopicPartition]:
+        return frozenset(self._positions)
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        self._check_assigned(partition)
+        oldest, end = self._bounds([partition])[partition]
+        self._seek(partition, min(max(offset, oldest), end))
+
+    def position(self, partition: TopicPartition) -> int:
+        self._check_assigned(partition)
+        return self._positions[partition]
+
+    def committed(self, partition: TopicPartition) -> Commit | None:
+        self._check_open()
+        if self._group is None:
+            return None
+        with _kafka_errors(f"asking for the position of group {self._group!r}"):
+            found = self._client.committed(_theirs(partition), metadata=True)
+        return None if found is None or found.offset < 0 else Commit(found.offset, found.metadata or "")
+
+    def commit(self, commits: Mapping[TopicPartition, Commit]) -> None:
+        self._check_open()
+        check_commits(commits)
+        if not commits:
+            return
+        self.check_owns(commits)
+        with _kafka_errors(f"committing positions of group {self._group!r}"):
+            self._client.commit(_offsets(commits))
+
+    def check_owns(self, commits: Mapping[TopicPartition, Commit]) -> None:
+        """Raise CommitFenced for a partition that is not this member's: brokers check the group's generation alone."""
+        if self._group is None:
+            raise BusError("A consumer without a group has no positions to commit.")
+        for partition in commits:
+            if partition not in self._positions or partition in self._lost:
+                raise CommitFenced(
+                    f"Partition {partition.partition} of {partition.topic} no longer belongs to this member of group "
+                    f"{self._group!r}; nothing was committed. Its new owner goes on from the last commit."
+                )
+
+    def group_metadata(self) -> Any:
+        """What a producer needs to commit for this member."""
+        return self._client.group_metadata()
+
+    def beginning_offset(self, partition: TopicPartition) -> int:
+        self._check_open()
+        return self._bounds([partition])[partition][0]
+
+    def end_offset(self, partition: TopicPartition) -> int:
+        self._check_open()
+        return self._bounds([partition])[partition][1]
+
+    def offset_at(self, partition: TopicPartition, timestamp_ms: int) -> int | None:
+        self._check_open()
+        with _kafka_errors("asking for offsets by time"):
+            found = self._client.offsets_for_times({_theirs(partition): max(0, timestamp_ms)})[_theirs(partition)]
+        return None if found is None or found.offset < 0 else int(found.offset)
+
+    def pause(self, partitions: Iterable[TopicPartition]) -> None:
+        for partition in partitions:
+            self._check_assigned(partition)
+            self._client.pause(_theirs(partition))
+            self._paused.add(partition)
+
+    def resume(self, partitions: Iterable[TopicPartition]) -> None:
+        for partition in partitions:
+            self._check_assigned(partition)
+            self._client.resume(_theirs(partition))
+            self._paused.discard(partition)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._client.close(autocommit=False, timeout_ms=int(_CLOSE_SECONDS * 1000))
+        except errors.KafkaError as error:
+            _logger.warning(
+                "Left the group without a word, others take over after the session timeout: %s",
+                _translated(error, "leaving"),
+            )
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def _check_assigned(self, partition: TopicPartition) -> None:
+        self._check_open()
+        if partition not in self._positions:
+            raise BusError(f"Partition {partition.partition} of {partition.topic} is not assigned to this consumer.")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BusError("This Kafka consumer is closed.")
