@@ -32,6 +32,10 @@ logger = logging.getLogger(__name__)
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
 DEFAULT_MAX_BATCH = 64
+# Below these sizes matrix products become matrix-vector products, which sum in another order. From them on, TensorFlow
+# with oneDNN gives an example the same bits in every batch, so that an alert can be replayed bit for bit.
+_MIN_EMBED_BATCH = 2
+_MIN_CLASSIFY_BATCH = 4
 _SHIPPED = Path(__file__).parent / "models"
 _EMBEDDER_FILE = "embedder.safetensors"
 _CLASSIFIER_FILE = "classifier.safetensors"
@@ -185,6 +189,7 @@ class Model:
     Attributes:
         manifest: what the package says.
         sha256: identity of manifest and all weights, hex.
+        batch_invariant: whether an example gives the same bits in every batch; None before ``warm_up``.
     """
 
     def __init__(
@@ -198,6 +203,7 @@ class Model:
         self._embed_by_size: dict[int, Callable[..., Any]] = {}
         self._classify_by_size: dict[int, Callable[..., Any]] = {}
         self._max_batch = DEFAULT_MAX_BATCH
+        self.batch_invariant: bool | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -224,7 +230,7 @@ class Model:
         out = np.empty((len(pcm), EMBEDDING_SIZE), np.float32)
         for start in range(0, len(pcm), self._max_batch):
             part = pcm[start : start + self._max_batch]
-            size = _bucket(len(part), self._max_batch)
+            size = _bucket(len(part), self._max_batch, _MIN_EMBED_BATCH)
             out[start : start + len(part)] = self._embed_function(size)(_padded(part, size)).numpy()[: len(part)]
         return out
 
@@ -250,20 +256,32 @@ class Model:
         for start in range(0, count, self._max_batch):
             part = slice(start, min(start + self._max_batch, count))
             n = part.stop - start
-            size = _bucket(n, self._max_batch)
+            size = _bucket(n, self._max_batch, _MIN_CLASSIFY_BATCH)
             scores = self._classify_function(size)(_padded(windows[part], size), _padded(frames[part], size))
             out[part] = scores.numpy()[:n]
         return out
 
     def warm_up(self, max_batch: int = DEFAULT_MAX_BATCH) -> None:
-        """Trace and run every batch size up to ``max_batch``, which larger inputs are then split by."""
+        """Trace and run every batch size up to ``max_batch``, which larger inputs are then split by.
+
+        Says so in the log where the batch size shows in an example's bits: then a replay may differ in the last digits.
+        """
         if max_batch < 1:
             raise ModelError(f"max_batch is {max_batch}; it must be at least 1.")
         self._max_batch = max_batch
-        for size in sorted({_bucket(n, max_batch) for n in range(1, max_batch + 1)}):
-            self.embed(np.zeros((size, EXAMPLE_SAMPLES), np.int16))
-            windows = np.zeros((size, self.window_examples, EMBEDDING_SIZE), np.float32)
-            self.classify(windows, np.full(size, self.window_examples, np.int32))
+        pcm = self_test_pcm(self.manifest.self_test.seed, 2)[1:]  # (1, 15600)
+        seen: set[bytes] = set()
+        for size in _bucket_sizes(max_batch):
+            embeddings = self.embed(np.repeat(pcm, size, axis=0))  # (size, 128)
+            windows = np.repeat(embeddings[:, None], self.window_examples, axis=1)
+            scores = self.classify(windows, np.full(size, self.window_examples, np.int32))
+            seen |= {embedding.tobytes() + score.tobytes() for embedding, score in zip(embeddings, scores, strict=True)}
+        self.batch_invariant = len(seen) == 1
+        if not self.batch_invariant:
+            logger.warning(
+                "On this machine an example's scores depend on its batch in the last digits, so a replay may differ "
+                "there from the first run. On x86 leave TF_ENABLE_ONEDNN_OPTS on to avoid this."
+            )
 
     def self_test(self) -> None:
         """The manifest's known sound through the whole model; ModelError where a score is off."""
@@ -469,9 +487,14 @@ def _configure_tensorflow(threads: int) -> None:
         logger.warning("TensorFlow runs already; threads=%d has no effect in this process (%s).", threads, error)
 
 
-def _bucket(count: int, max_batch: int) -> int:
-    """The batch size that serves ``count``: the next power of two, ``max_batch`` at most."""
-    return min(1 << (count - 1).bit_length(), max_batch)
+def _bucket(count: int, max_batch: int, min_batch: int) -> int:
+    """The batch size that serves ``count``: the next power of two within these limits; ``min_batch`` wins."""
+    return max(min(1 << (count - 1).bit_length(), max_batch), min_batch)
+
+
+def _bucket_sizes(max_batch: int) -> list[int]:
+    """1, 2, 4, ... and ``max_batch`` itself."""
+    return sorted({min(1 << i, max_batch) for i in range(max_batch.bit_length() + 1)})
 
 
 def _padded(values: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:

@@ -57,7 +57,8 @@ def read_pca(path: Path) -> Pca:
     Raises ModelError for a missing or damaged file, pickled contents, missing keys or other shapes.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ModelError(f"PCA file {path} is a single array, not an npz archive.")
             missing = [key for key in (_EIGEN_VECTORS, _MEANS) if key not in archive.files]
