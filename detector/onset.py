@@ -7,6 +7,7 @@ and a step of the gain are no onsets. Deterministic float64 arithmetic, no state
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -116,21 +117,22 @@ def _candidates(pcm: Int16Array, start: int, min_rise_db: float) -> list[tuple[i
 
     def impulse(i: int) -> bool:
         loudest_before = after[max(0, i - _ECHO_BLOCKS) : i + 1].max()
-        return bool(loudest_before <= after[i] * 10 ** (ECHO_DROP_DB / 10)) and _decays(energy, heard, i, after[i])
+        return bool(loudest_before <= after[i] * 10 ** (ECHO_DROP_DB / 10)) and _decays(after, heard, i)
 
-    first_block = max(0, -(-(start - offset) // BLOCK_SAMPLES))
+    first_block = max(0, (start - offset) // BLOCK_SAMPLES - 1)  # a rise can peak in the block before the onset
     rise = np.maximum(rise_over(_BEFORE_BLOCKS), _rise_from_silence(after, total, count, heard))
-    chosen = [i for i in _apart(rise, first_block, min_rise_db) if impulse(i)]
+    chosen = [i for i in _apart(rise, min_rise_db) if i >= first_block and impulse(i)]
     if not chosen:
         first_block = min(first_block, blocks - 1)
-        best = rise if rise[first_block:].max() > 0.0 else after
-        i = first_block + int(np.argmax(best[first_block:]))
+        loudest = first_block + int(np.argmax(after[first_block:]))
+        i = next((i for i in _apart(rise, 0.1) if i >= first_block and impulse(i)), loudest)
         return [(min(max(start, offset + i * BLOCK_SAMPLES), len(pcm) - 1), float(max(rise[i], 0.0)), False)]
     burst_rise = rise_over(_BURST_BEFORE_BLOCKS)
-    for i in sorted(_apart(burst_rise, first_block, min_rise_db)):  # the next shots of a burst, one after the other
+    for i in sorted(_apart(burst_rise, min_rise_db)):  # the next shots of a burst, one after the other
         before = max((c for c in chosen if c < i), default=None)
         if (
-            before is not None
+            i >= first_block
+            and before is not None
             and i - before <= _BURST_BLOCKS
             and after[i] * 10 ** (BURST_DROP_DB / 10) >= after[before]
             and all(abs(i - c) >= _SPACING_BLOCKS for c in chosen)
@@ -147,21 +149,26 @@ def _rise_from_silence(
     """``(blocks,)``: for sound that sets in from digital silence, with no background to compare with: how far it falls
     again within 0.4 s, in dB. A shot does; recorded noise that begins or goes on after padding doesn't. 0 elsewhere."""
     blocks = len(after)
-    k = np.arange(blocks)
-    sets_in = heard & (count[k] - count[np.maximum(k - _BEFORE_BLOCKS, 0)] < _MIN_BACKGROUND_BLOCKS)
-    tail_from, tail_to = np.minimum(k + _BEFORE_BLOCKS, blocks), np.minimum(k + _DECAY_BLOCKS, blocks)
-    tail_blocks = tail_to - tail_from
-    tail = np.maximum(total[tail_to] - total[tail_from], 0.0) / np.maximum(tail_blocks, 1)
-    fall = 10.0 * np.log10((after + 1.0) / (tail + 1.0))
-    return np.where(sets_in & (tail_blocks >= _MIN_DECAY_BLOCKS) & (fall >= SILENCE_FALL_DB), fall, 0.0)
+    fall_db = np.zeros(blocks)
+    sets_in = np.flatnonzero(heard[1:] & ~heard[:-1]) + 1
+    sets_in = sets_in[count[sets_in] - count[np.maximum(sets_in - _BEFORE_BLOCKS, 0)] < _MIN_BACKGROUND_BLOCKS]
+    sets_in = sets_in[sets_in + _BEFORE_BLOCKS + _MIN_DECAY_BLOCKS <= blocks]  # later it is too early to say
+    if len(sets_in) == 0:
+        return fall_db
+    loudest = np.max(np.lib.stride_tricks.sliding_window_view(after, _MIN_BACKGROUND_BLOCKS)[sets_in], axis=1)
+    tail_from, tail_to = sets_in + _BEFORE_BLOCKS, np.minimum(sets_in + _DECAY_BLOCKS, blocks)
+    tail = np.maximum(total[tail_to] - total[tail_from], 0.0) / (tail_to - tail_from)
+    fall = 10.0 * np.log10((loudest + 1.0) / (tail + 1.0))
+    fall_db[np.maximum(sets_in - _FILTER_BLOCKS, 0)] = np.where(fall >= SILENCE_FALL_DB, fall, 0.0)
+    return fall_db
 
 
-def _apart(rise: FloatArray, first_block: int, min_rise_db: float) -> list[int]:
+def _apart(rise: FloatArray, min_rise_db: float) -> list[int]:
     """Blocks whose rise is enough, the highest first, each at least the spacing from the ones before."""
     enough = np.flatnonzero(rise >= min_rise_db)
     apart: list[int] = []
     for i in enough[np.argsort(-rise[enough], kind="stable")].tolist():
-        if i >= first_block and all(abs(i - c) >= _SPACING_BLOCKS for c in apart):
+        if all(abs(i - c) >= _SPACING_BLOCKS for c in apart):
             apart.append(i)
     return apart
 
@@ -178,20 +185,22 @@ def _band_energy(pcm: Int16Array) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
     return np.where(heard, energy, 0.0), heard
 
 
-def _decays(energy: FloatArray, heard: npt.NDArray[np.bool_], block: int, after: float) -> bool:
+def _decays(after: FloatArray, heard: npt.NDArray[np.bool_], block: int) -> bool:
     """Whether the level falls again after ``block``: an impulse does, a step of the gain doesn't."""
     later = slice(block + _AFTER_BLOCKS, block + _AFTER_BLOCKS + _DECAY_BLOCKS)
-    tail = energy[later][heard[later]]
+    tail = after[later][heard[later]]
     if len(tail) < _MIN_DECAY_BLOCKS:
         return True  # too near to the end to say
-    return bool(np.percentile(tail, 25) * 10 ** (MIN_DECAY_DB / 10) <= after)
+    return bool(np.partition(tail, len(tail) // 10)[len(tail) // 10] * 10 ** (MIN_DECAY_DB / 10) <= after[block])
 
 
+@functools.cache
 def _kernel() -> npt.NDArray[np.float64]:
     """Hamming-windowed sinc band-pass, ``(65,)``, gain 1 in the band."""
     n = np.arange(_TAPS) - _TAPS // 2
     low, high = (2.0 * f / RATE_HZ for f in _BAND_HZ)
     kernel: npt.NDArray[np.float64] = (high * np.sinc(high * n) - low * np.sinc(low * n)) * np.hamming(_TAPS)
+    kernel.flags.writeable = False
     return kernel
 
 
