@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,15 @@ from detector.alert import Alert, AudioRange, ModelIdentity, build
 from detector.bus.base import TopicPartition
 from detector.decision import DecisionSettings, InterruptReason, ScoredExample, Transition
 from detector.embedders.params import EMBEDDING_SIZE
-from detector.errors import ChunkError
+from detector.errors import ChunkError, ConfigError
 from detector.examples import LOOKBACK_SAMPLES, Example, hop_samples_of
 from detector.onset import Onset, find_onsets
 from detector.stream import Arrival, ChunkMark, StreamState
+
+if TYPE_CHECKING:
+    from detector import config
+    from detector.config import Settings
+    from detector.model import Manifest, Model
 
 Float32Array = npt.NDArray[np.float32]
 StageTimer = Callable[[str], AbstractContextManager[object]]
@@ -210,9 +215,16 @@ class Pipeline:
             if newest is None or now_ms - newest.timestamp_ms <= self._idle_ms:
                 continue
             if partitions is None or newest.topic_partition in partitions:
-                self._end_run(stream, "stream_lost", silent=False)
-                del self._streams[stream.stream_id]
-        return emitted + self.run()
+                emitted += self.end_stream(stream.stream_id)
+        return emitted
+
+    def end_stream(self, stream_id: str) -> list[Emitted]:
+        """The stream is over: close its alert and forget it. Nothing may be waiting for ``run``."""
+        stream = self._streams.pop(stream_id, None)
+        if stream is None:
+            return []
+        self._end_run(stream, "stream_lost", silent=False)
+        return self.run()
 
     def rebuild(self, partition: TopicPartition, plan: Rebuild) -> None:
         """Until ``plan.until`` read this partition in silence: state is rebuilt, nothing is emitted."""
@@ -357,3 +369,65 @@ class Pipeline:
 
 def _find_onsets(example: Example) -> list[Onset]:
     return find_onsets(example.context, example.start_sample - LOOKBACK_SAMPLES)
+
+
+def pipeline_for(
+    model: Model,
+    settings: Settings,
+    *,
+    stage_timer: StageTimer | None = None,
+    observer: Observer | None = None,
+) -> Pipeline:
+    """The pipeline that serves ``model`` as the configuration says.
+
+    Raises:
+        ConfigError: the configuration names labels that the model does not have.
+    """
+    return Pipeline(
+        model,
+        labels=model.labels,
+        model=ModelIdentity(model.name, model.version, model.sha256),
+        window_examples=model.window_examples,
+        decision=decision_settings(model.manifest, settings.decision),
+        hop_seconds=settings.batch.hop_seconds,
+        max_batch=settings.batch.max_batch,
+        max_streams=settings.daemon.max_streams,
+        idle_seconds=settings.daemon.stream_idle_seconds,
+        stage_timer=stage_timer,
+        observer=observer,
+    )
+
+
+def decision_settings(manifest: Manifest, configured: config.DecisionSettings) -> DecisionSettings:
+    """What the configuration says, and the model's own values where it says nothing.
+
+    A close threshold that is not configured keeps the model's ratio to the open threshold.
+    """
+
+    def indices(key: str, names: Sequence[str]) -> tuple[int, ...]:
+        unknown = [name for name in names if name not in manifest.labels]
+        if unknown:
+            raise ConfigError(
+                f"decision.{key}: model {manifest.name} has no label {', '.join(map(repr, unknown))}; it has "
+                f"{', '.join(map(repr, manifest.labels))}."
+            )
+        return tuple(manifest.labels.index(name) for name in names)
+
+    family = configured.family or manifest.family
+    look_alikes = manifest.look_alikes if configured.look_alikes is None else configured.look_alikes
+    model_open, model_close = manifest.decision.open_threshold, manifest.decision.close_threshold
+    open_threshold = model_open if configured.open_threshold is None else configured.open_threshold
+    close_threshold = configured.close_threshold
+    if close_threshold is None:
+        close_threshold = open_threshold * (model_close / model_open if model_open else 1.0)
+    return DecisionSettings(
+        open_threshold=open_threshold,
+        close_threshold=close_threshold,
+        family=indices("family", family),
+        look_alikes=indices("look_alikes", [name for name in look_alikes if name not in family]),
+        min_support=configured.min_support,
+        support_window_examples=configured.support_window_examples,
+        hold_seconds=configured.hold_seconds,
+        cooldown_seconds=configured.cooldown_seconds,
+        max_alert_seconds=configured.max_alert_seconds,
+    )

@@ -1,0 +1,247 @@
+"""python -m detector run | check | scan | watch | demo | models.
+
+Exit codes: 0 all went well (also when stopped by SIGINT or SIGTERM), 1 something failed, 78 the configuration can't be
+used.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TextIO
+
+import click
+
+from detector.cli import (
+    CONTEXT,
+    ErrorGroup,
+    bus_path_option,
+    config_option,
+    config_or_default,
+    configure_logging,
+    settings_of,
+    stop_signals,
+)
+from detector.errors import ConfigError, ModelError
+
+log = logging.getLogger(__name__)
+
+
+@click.group(cls=ErrorGroup, context_settings=CONTEXT)
+@click.version_option(package_name="gunfire-detector")
+def main() -> None:
+    """Hear gunfire on many audio streams."""
+
+
+@main.command("run")
+@config_option
+@bus_path_option
+def run_command(config_path: Path | None, bus_path: Path | None) -> None:
+    """Serve: chunks from the bus in, alerts out, until SIGTERM."""
+    settings = settings_of(config_path, bus_path)
+    configure_logging(settings.log)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from detector.daemon import Daemon
+
+    daemon = Daemon(settings)
+    drain_seconds = settings.daemon.drain_seconds
+
+    def give_up() -> None:
+        log.error("Not drained within %g s; what is not committed will be read again.", drain_seconds)
+        logging.shutdown()
+        os._exit(1)
+
+    def stop() -> None:
+        log.info("Stopping: finishing what was begun, at most %g s.", drain_seconds)
+        timer = threading.Timer(drain_seconds, give_up)
+        timer.daemon = True
+        timer.start()
+        daemon.stop()
+
+    with stop_signals(stop):
+        daemon.run()
+    log.info("Stopped.")
+
+
+@main.command("check")
+@config_option
+def check_command(config_path: Path | None) -> None:
+    """Validate the configuration without starting; print the effective settings with secrets masked."""
+    from detector.config import check_report
+
+    click.echo(check_report(config_or_default(config_path), os.environ), nl=False)
+
+
+@main.command("scan")
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--files-from", type=click.File("r", encoding="utf-8"), help="List of paths, one a line; - is standard input."
+)
+@click.option("--format", "output_format", type=click.Choice(["csv", "json"]), default="csv", show_default=True)
+@click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), help="Open alerts here, not at the model's.")
+@click.option("--model", "model_name", help="A shipped model's name or a package folder.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Threads that read files. Default: one a processor.")
+@click.option("--progress/--no-progress", default=None, help="Default: on a terminal.")
+@config_option
+def scan_command(
+    paths: tuple[Path, ...],
+    files_from: TextIO | None,
+    output_format: str,
+    threshold: float | None,
+    model_name: str | None,
+    workers: int | None,
+    progress: bool | None,
+    config_path: Path | None,
+) -> None:
+    """Run the same pipeline over recordings: files, folders, lists of them. One row a file.
+
+    Columns: path, peak_score, alerts, onsets_seconds (separated by spaces), error. A file that can't be read gets a
+    row with its error; the rest is done, and the exit code is 1.
+    """
+    listed = [Path(line.rstrip("\r\n")) for line in files_from if line.strip()] if files_from else []
+    settings = settings_of(config_path)
+    configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
+    if threshold is not None:
+        decision = settings.decision.model_copy(update={"open_threshold": threshold, "close_threshold": None})
+        settings = settings.model_copy(update={"decision": decision})
+    from detector.scan import CsvWriter, JsonWriter, find_recordings, scan
+
+    recordings = find_recordings([*paths, *listed])
+    if not recordings:
+        raise click.UsageError("Nothing to scan: name files or folders with audio, or a list with --files-from.")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from detector.model import load_model
+    from detector.pipeline import pipeline_for
+
+    model = load_model(model_name or settings.model.name, store=settings.model.store, threads=settings.model.threads)
+    model.self_test()
+    writer = (CsvWriter if output_format == "csv" else JsonWriter)(sys.stdout)
+    failed = 0
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = console.is_terminal if progress is None else progress
+    with Progress(*columns, console=console, disable=not shown) as bar:
+        task = bar.add_task("Scanning", total=len(recordings))
+        for row in scan(recordings, lambda observer: pipeline_for(model, settings, observer=observer), workers=workers):
+            writer.write(row)
+            failed += bool(row.error)
+            bar.advance(task)
+    writer.close()
+    if failed:
+        click.echo(f"{failed} of {len(recordings)} files could not be read; see the column error.", err=True)
+        raise SystemExit(1)
+
+
+@main.command("watch")
+@click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--from-beginning", is_flag=True, help="Also what was published before.")
+@config_option
+@bus_path_option
+def watch_command(output_format: str, from_beginning: bool, config_path: Path | None, bus_path: Path | None) -> None:
+    """Show alerts as they come: a table for people, JSON lines for programs."""
+    settings = settings_of(config_path, bus_path)
+    configure_logging(settings.log)
+    from rich.console import Console
+
+    from detector.bus import open_bus
+    from detector.bus.base import Record
+    from detector.errors import AlertError
+    from detector.watch import read_alerts, watch_json, watch_table
+
+    def on_bad(record: Record, error: AlertError) -> None:
+        log.warning("%s[%d]@%d is no alert: %s", record.topic, record.partition, record.offset, error)
+
+    stop = threading.Event()
+    bus = open_bus(settings.bus)
+    try:
+        with stop_signals(stop.set):
+            start = "earliest" if from_beginning else "latest"
+            alerts = read_alerts(bus, settings.topics.alerts, stop, start=start, on_bad=on_bad)
+            if output_format == "json":
+                watch_json(alerts, sys.stdout)
+            else:
+                watch_table(alerts, Console())
+    finally:
+        bus.close()
+
+
+@main.command("demo")
+@click.option("--sensors", type=click.IntRange(1, 100), default=6, show_default=True)
+@click.option("--seconds", type=click.FloatRange(10, 3600), default=40.0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the synthetic city.")
+@click.option("--serve", is_flag=True, help="Keep detector and city running after the summary, until Ctrl-C.")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Keep bus, truth and logs here.")
+def demo_command(sensors: int, seconds: float, seed: int, serve: bool, folder: Path | None) -> None:
+    """Show it all on one machine: a synthetic city in real time, the detector, alerts, and what was missed."""
+    from rich.console import Console
+
+    from detector.demo import run_demo
+
+    console = Console()
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "bus.sqlite3").exists():
+            raise ConfigError(f"--folder {folder} holds the bus of an earlier demo; name an empty folder.")
+        raise SystemExit(run_demo(folder, sensors=sensors, seconds=seconds, seed=seed, serve=serve, console=console))
+    with tempfile.TemporaryDirectory(prefix="gunfire-demo-") as temporary:
+        code = run_demo(Path(temporary), sensors=sensors, seconds=seconds, seed=seed, serve=serve, console=console)
+    raise SystemExit(code)
+
+
+@main.group("models")
+def models_group() -> None:
+    """Models on this machine: list, verify, fetch."""
+
+
+@models_group.command("list")
+def models_list_command() -> None:
+    """The shipped models."""
+    from detector.model import shipped_models
+
+    for manifest in shipped_models():
+        click.echo(f"{manifest.name} {manifest.version}: {manifest.description}")
+
+
+@models_group.command("verify")
+@click.argument("name", default="compact-gunfire")
+@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Folder of fetched weights.")
+def models_verify_command(name: str, store: Path | None) -> None:
+    """Check a model's hashes and run its golden self-test."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from detector.model import load_model
+
+    model = load_model(name, store=store)
+    model.self_test()
+    click.echo(f"{model.name} {model.version} {model.sha256}: hashes match, self-test passed.")
+
+
+@models_group.command("fetch")
+@click.argument("name", type=click.Choice(["vggish"]))
+@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Default: the user's data folder.")
+@click.option("--mirror", metavar="URL", help="Base address instead of AudioSet's own.")
+@click.option(
+    "--from", "source_dir", type=click.Path(path_type=Path, file_okay=False), help="Copy from here, without a network."
+)
+def models_fetch_command(name: str, store: Path | None, mirror: str | None, source_dir: Path | None) -> None:
+    """Get the published VGGish, convert it once, and run its published smoke test."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from detector.fetch import fetch_vggish
+    from detector.store import default_store
+
+    outcome = fetch_vggish(store or default_store(), mirror=mirror, source_dir=source_dir, progress=True)
+    if not outcome.passed:
+        raise ModelError(
+            "The published smoke test failed: " + "; ".join(outcome.faults) + ". The files stay unverified."
+        )
+    click.echo("Looks Good To Me")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What all command lines (``detector``, ``producers``, ``trainer``) share: errors, signals, logging, configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from detector.config import LogSettings, Settings, load_settings
+from detector.errors import ConfigError, GunfireError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class ErrorGroup(click.Group):
+    """Turns the project's errors into a message and an exit code: 78 for configuration, 1 for the rest."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as e:
+            click.echo(f"Error: {e}", err=True)
+            raise SystemExit(ConfigError.exit_code) from None
+        except GunfireError as e:
+            click.echo(f"Error: {e}", err=True)
+            raise SystemExit(1) from None
+        except BrokenPipeError:
+            # whoever read the output has enough; nothing more can be said on it, not even at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise SystemExit(0) from None
+
+
+config_option = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="config.yaml. Default: ./config.yaml where there is one, else the defaults.",
+)
+bus_path_option = click.option(
+    "--bus-path", type=click.Path(path_type=Path, dir_okay=False), help="File of the embedded bus."
+)
+
+
+def config_or_default(path: Path | None) -> Path | None:
+    """``./config.yaml`` where no file was named and there is one."""
+    default = Path("config.yaml")
+    return default if path is None and default.is_file() else path
+
+
+def settings_of(config_path: Path | None, bus_path: Path | None = None) -> Settings:
+    """The settings a command runs with. Raises ConfigError."""
+    settings = load_settings(config_or_default(config_path), os.environ)
+    if bus_path is None:
+        return settings
+    if settings.bus.kind != "embedded":
+        raise ConfigError(f"--bus-path names an embedded bus, and bus.kind is {settings.bus.kind}.")
+    embedded = settings.bus.embedded.model_copy(update={"path": bus_path.absolute()})
+    return settings.model_copy(update={"bus": settings.bus.model_copy(update={"embedded": embedded})})
+
+
+@contextlib.contextmanager
+def stop_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """While inside, the first SIGINT or SIGTERM calls ``stop``; a second one ends the process as usual."""
+
+    def on_signal(number: int, frame: object) -> None:
+        restore()
+        stop()
+
+    def restore() -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    for each in before:
+        signal.signal(each, on_signal)
+    try:
+        yield
+    finally:
+        restore()
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc).isoformat(),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def configure_logging(settings: LogSettings) -> None:
+    """Log to standard error, as text for people or JSON lines for programs."""
+    handler = logging.StreamHandler()
+    if settings.format == "json":
+        handler.setFormatter(_JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=settings.level, handlers=[handler], force=True)
+    logging.getLogger("kafka").setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -1,0 +1,455 @@
+"""The service: poll -> pipeline -> publish -> commit, until told to stop.
+
+A session is a producer and a consumer and the loop between them. Whatever goes wrong with the bus ends the session; the
+next one starts from the committed offsets and rebuilds every stream's state from the log, so nothing is lost, and what
+is published twice carries the same id. Offsets are committed only after the outputs are stored (``at_least_once``), or
+together with them (``exactly_once``).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import tenacity
+from prometheus_client import CollectorRegistry
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from detector import alert as alert_wire
+from detector.batcher import Batcher
+from detector.bus import open_bus
+from detector.bus.base import Bus, Commit, Consumer, Headers, Producer, Record, TopicPartition, TopicSettings
+from detector.chunk import decode
+from detector.config import Settings, TopicsSettings
+from detector.console.server import ConsoleServer
+from detector.errors import BusError, BusUnavailable, ChunkError, CommitFenced
+from detector.metrics import Metrics
+from detector.model import Model, load_model
+from detector.pipeline import Account, Emitted, Pipeline, Rebuild, pipeline_for
+from detector.stream import Arrival
+
+log = logging.getLogger(__name__)
+
+MAX_METADATA_BYTES = 4_096
+_POLL_SECONDS = 0.2
+_LAG_SECONDS = 5.0
+_LIVE_SECONDS = 30.0
+_METADATA_VERSION = 1
+
+
+def topic_settings(topics: TopicsSettings) -> dict[str, TopicSettings]:
+    """How the detector's topics are created where they do not exist."""
+
+    def one(retention_seconds: float) -> TopicSettings:
+        return TopicSettings(
+            partitions=topics.partitions,
+            replication_factor=topics.replication_factor,
+            retention_seconds=retention_seconds,
+        )
+
+    return {
+        topics.chunks: one(topics.chunks_retention_seconds),
+        topics.alerts: one(topics.alerts_retention_seconds),
+        topics.deadletter: one(topics.alerts_retention_seconds),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """What is kept beside a committed offset, so that state can be rebuilt exactly.
+
+    Attributes:
+        read_from: offset from which the log must be read again.
+        at_ms: when the newest record before the committed offset was produced.
+        since: ``Rebuild.since``.
+    """
+
+    read_from: int
+    at_ms: int
+    since: Mapping[str, int]
+
+    def to_text(self) -> str:
+        """JSON of at most MAX_METADATA_BYTES. Open decisions that do not fit are left out, with a warning."""
+        since = dict(self.since)
+        while True:
+            text = json.dumps(
+                {"v": _METADATA_VERSION, "from": self.read_from, "at_ms": self.at_ms, "since": since},
+                separators=(",", ":"),
+                ensure_ascii=False,
+            )
+            if len(text.encode()) <= MAX_METADATA_BYTES:
+                break
+            since.popitem()
+        if len(since) < len(self.since):
+            log.warning(
+                "%d streams of one partition have something to remember, %d fit into the commit: after a restart the "
+                "others may tell an alert again under another id. More partitions help.",
+                len(self.since),
+                len(since),
+            )
+        return text
+
+    @staticmethod
+    def from_text(text: str) -> Position | None:
+        """None where the text is not ours."""
+        try:
+            fields = json.loads(text)
+            if fields["v"] != _METADATA_VERSION:
+                return None
+            since = {str(stream): int(sample) for stream, sample in fields["since"].items()}
+            return Position(int(fields["from"]), int(fields["at_ms"]), since)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+class Session:
+    """One membership of the group: from joining to the first failure or the end. Not thread-safe.
+
+    Args:
+        publish_clock: wall clock in seconds, for latency and for noticing idle streams; nothing else depends on it.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        settings: Settings,
+        pipeline: Pipeline,
+        metrics: Metrics,
+        *,
+        publish_clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        daemon = settings.daemon
+        self._topics = settings.topics
+        self._rebuild_max_ms = int(daemon.rebuild_max_seconds * 1000)
+        self._commit_interval_seconds = daemon.commit_interval_seconds
+        self._max_records = daemon.poll_max_records
+        self._pipeline = pipeline
+        self._metrics = metrics
+        self._wall = publish_clock
+        self._monotonic = monotonic
+        self._batcher = Batcher(settings.batch.max_batch, settings.batch.max_wait_seconds, monotonic)
+        self._told = Account()
+        self._silent_until: dict[TopicPartition, int] = {}
+        self._positions: dict[TopicPartition, int] = {}  # processed, not committed
+        self._newest_ms: dict[TopicPartition, int] = {}
+        self._unsaid = 0  # sent since the last commit
+        self._last_commit = self._last_lag = self._last_sweep = monotonic()
+        exactly_once = daemon.delivery == "exactly_once"
+        member = settings.bus.kafka.group_instance_id if settings.bus.kind == "kafka" else None
+        transactional_id = f"{daemon.group}.{member or os.uname().nodename + '.' + str(os.getpid())}"
+        self._producer: Producer = bus.producer(transactional_id=transactional_id if exactly_once else None)
+        try:
+            self._consumer: Consumer = bus.consumer(
+                [self._topics.chunks],
+                daemon.group,
+                start="earliest",
+                member_id=member,
+                on_assigned=self._assigned,
+                on_revoked=self._revoked,
+            )
+        except BusError:
+            self._producer.close()
+            raise
+
+    def step(self) -> int:
+        """Gather a batch, run it, publish, commit when due. Return the number of records read."""
+        records = self._batcher.gather(self._poll, _POLL_SECONDS, self._max_records)
+        mine = self._consumer.assignment()
+        for record in records:
+            if record.topic_partition in mine:  # one taken away meanwhile is another member's now
+                self._take(record)
+        self._publish(self._pipeline.run())
+        now = self._monotonic()
+        if not records or now - self._last_sweep > _LAG_SECONDS:
+            self._last_sweep = now
+            self._forget_idle(caught_up=not records)
+        if self._unsaid or (self._positions and now - self._last_commit >= self._commit_interval_seconds):
+            self.commit()
+        self._observe(now)
+        return len(records)
+
+    def commit(self) -> None:
+        """Store what was sent and then, or with it, the offsets. Raises BusError; nothing was committed then."""
+        if not self._positions and not self._unsaid:
+            return
+        commits = {tp: self._commit_of(tp, offset) for tp, offset in self._positions.items()}
+        with self._metrics.stage.labels("commit").time():
+            try:
+                self._producer.commit(self._consumer, commits)
+            except BusError:
+                self._metrics.commits.labels("failed").inc()
+                raise
+        self._metrics.commits.labels("stored").inc()
+        self._positions.clear()
+        self._unsaid = 0
+        self._last_commit = self._monotonic()
+
+    def close(self) -> None:
+        """Leave the group. What was not committed will be read again by whoever comes next."""
+        try:
+            self._producer.abort()
+        except BusError as e:
+            log.debug("The transaction could not be aborted: %s", e)
+        for end in (self._consumer.close, self._producer.close):
+            try:
+                end()
+            except BusError as e:
+                log.warning("Leaving the bus: %s", e)
+
+    def _poll(self, timeout_seconds: float, max_records: int) -> list[Record]:
+        return self._consumer.poll(timeout_seconds, max_records)
+
+    def _take(self, record: Record) -> None:
+        partition = record.topic_partition
+        silent = record.offset < self._silent_until.get(partition, 0)
+        if not silent:
+            self._metrics.records_in.inc()
+            self._positions[partition] = record.offset + 1
+        self._newest_ms[partition] = max(self._newest_ms.get(partition, 0), record.timestamp_ms)
+        try:
+            with self._metrics.stage.labels("decode").time():
+                chunk = decode(record.key, record.value, record.headers)
+            self._pipeline.submit(Arrival(chunk, partition, record.offset, record.timestamp_ms))
+        except ChunkError as e:
+            if not silent:  # else it was told when it was first read
+                self._reject(record, e)
+
+    def _reject(self, record: Record, error: ChunkError) -> None:
+        self._metrics.rejected.labels(error.reason).inc()
+        log.warning("Rejected %s[%d]@%d (%s): %s", record.topic, record.partition, record.offset, error.reason, error)
+        self._producer.send(self._topics.deadletter, record.key, record.value, _deadletter_headers(record, error))
+        self._metrics.deadletters.inc()
+        self._unsaid += 1
+
+    def _publish(self, emitted: Sequence[Emitted]) -> None:
+        if not emitted:
+            return
+        with self._metrics.stage.labels("publish").time():
+            for one in emitted:
+                latency_seconds = self._wall() - one.capture_end_ns / 1e9
+                alert = replace(one.alert, latency_seconds=round(latency_seconds, 6))
+                self._producer.send(self._topics.alerts, *alert_wire.encode(alert))
+                self._unsaid += 1
+                self._metrics.alerts.labels(alert.state).inc()
+                if alert.state == "opened":
+                    self._metrics.latency.observe(max(0.0, latency_seconds))
+                log.info(
+                    "Alert %s of %s: %s, score %.3f, onset %s, %d shots", alert.state, alert.stream, alert.label,
+                    alert.peak_score, alert.onset_at, alert.onset_count,
+                )  # fmt: skip
+
+    def _forget_idle(self, *, caught_up: bool) -> None:
+        """Where a partition's records still flow, their own times say who went silent; where all is read, the clock."""
+        if caught_up:
+            self._publish(self._pipeline.forget_idle(int(self._wall() * 1000)))
+            return
+        for partition, newest_ms in self._newest_ms.items():
+            self._publish(self._pipeline.forget_idle(newest_ms, {partition}))
+
+    def _commit_of(self, partition: TopicPartition, offset: int) -> Commit:
+        read_from, since = self._pipeline.rebuild_plan(partition, offset)
+        return Commit(offset, Position(read_from, self._newest_ms.get(partition, 0), since).to_text())
+
+    def _assigned(self, consumer: Consumer, partitions: frozenset[TopicPartition]) -> None:
+        for partition in sorted(partitions):
+            committed = consumer.committed(partition)
+            if committed is None:
+                continue
+            position = Position.from_text(committed.metadata)
+            if position is None:
+                log.warning(
+                    "%s[%d]: the committed offset carries no position of ours; streams begin anew there.", *partition
+                )
+                continue
+            oldest = consumer.offset_at(partition, position.at_ms - self._rebuild_max_ms)
+            start = min(committed.offset, position.read_from if oldest is None else max(oldest, position.read_from))
+            consumer.seek(partition, start)
+            self._silent_until[partition] = committed.offset
+            self._pipeline.rebuild(partition, Rebuild(committed.offset, position.since))
+            log.info("%s[%d]: rebuilding from %d, new from %d.", *partition, start, committed.offset)
+
+    def _revoked(self, consumer: Consumer, partitions: frozenset[TopicPartition]) -> None:
+        try:
+            self.commit()
+        except CommitFenced as e:
+            log.info("Partitions were taken over before their last commit; the new owner reads on from there: %s", e)
+        finally:
+            for partition in partitions:
+                self._pipeline.drop_partition(partition)
+                self._positions.pop(partition, None)
+                self._newest_ms.pop(partition, None)
+                self._silent_until.pop(partition, None)
+
+    def _observe(self, now: float) -> None:
+        m, account, told = self._metrics, self._pipeline.account, self._told
+        for counter, value, before in (
+            (m.chunks_in, account.accepted, told.accepted),
+            (m.chunks_out, account.analysed, told.analysed),
+            (m.rebuilt, account.rebuilt, told.rebuilt),
+            (m.duplicates, account.duplicates, told.duplicates),
+            (m.missing, account.missing, told.missing),
+            (m.examples_in, account.examples, told.examples),
+            (m.examples_out, account.scored, told.scored),
+        ):
+            counter.inc(max(0, value - before))
+        for reason, count in account.resets.items():
+            m.resets.labels(reason).inc(count - told.resets[reason])
+        for size in account.batches:
+            m.batch.observe(size)
+        account.batches.clear()
+        self._told = replace(account, batches=[], resets=account.resets.copy())
+        m.in_progress.set(self._pipeline.examples_in_progress)
+        m.streams.set(self._pipeline.stream_count)
+        m.open_alerts.set(self._pipeline.open_alert_count)
+        if now - self._last_lag >= _LAG_SECONDS:
+            self._last_lag = now
+            for partition in self._consumer.assignment():
+                behind = self._consumer.end_offset(partition) - self._consumer.position(partition)
+                m.lag.labels(str(partition.partition)).set(behind)
+
+
+def _deadletter_headers(record: Record, error: ChunkError) -> Headers:
+    return (
+        *record.headers,
+        ("deadletter_reason", error.reason.encode()),
+        ("deadletter_message", str(error).encode("utf-8", "replace")[:1000]),
+        ("deadletter_topic", record.topic.encode()),
+        ("deadletter_partition", b"%d" % record.partition),
+        ("deadletter_offset", b"%d" % record.offset),
+    )
+
+
+class Daemon:
+    """Everything of ``detector run`` but the signals.
+
+    ``run`` returns after ``stop`` was called. Ready means: bus open, topics there, model verified by hash and by its
+    golden self-test, every batch size warmed up, group joined.
+    """
+
+    def __init__(self, settings: Settings, *, registry: CollectorRegistry | None = None) -> None:
+        self._settings = settings
+        self._registry = registry or CollectorRegistry()
+        if registry is None:
+            for collector in (ProcessCollector, PlatformCollector, GCCollector):
+                collector(registry=self._registry)
+        self.metrics = Metrics(self._registry)
+        self._stop = threading.Event()
+        self._missing = ["model", "bus", "group"]
+        self._beat = time.monotonic()
+        self._console: ConsoleServer | None = None
+
+    @property
+    def console_address(self) -> tuple[str, int] | None:
+        return None if self._console is None else self._console.address
+
+    def stop(self) -> None:
+        """Finish what was begun, commit, leave the group. Safe in a signal handler and from any thread."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Serve until ``stop``. Raises ConfigError, ModelError, BusDamaged; everything passing is waited out."""
+        console = self._settings.console
+        self._console = ConsoleServer(console.host, console.port, self._registry, live=self.live, ready=self.ready)
+        log.info("Console on http://%s:%d", *self._console.address)
+        try:
+            model = self._load()
+            while not self._stop.is_set():
+                self._run_session(model)
+        finally:
+            self._set_missing("stopped")
+            self._console.close()
+
+    def live(self) -> dict[str, Any]:
+        """The loop turned lately, or the daemon is still starting."""
+        age = time.monotonic() - self._beat
+        starting = "model" in self._missing
+        return {"ok": starting or age < _LIVE_SECONDS, "loop_age_seconds": round(age, 3), "starting": starting}
+
+    def ready(self) -> dict[str, Any]:
+        return {"ok": not self._missing, "missing": list(self._missing)}
+
+    def _set_missing(self, *missing: str) -> None:
+        self._missing = list(missing)
+        self.metrics.ready.set(not missing)
+
+    def _load(self) -> Model:
+        m = self._settings.model
+        started = time.monotonic()
+        name = m.name
+        model = load_model(name, store=m.store, threads=m.threads)
+        pipeline_for(model, self._settings)  # the configuration must fit the model before anything else starts
+        model.self_test()
+        model.warm_up(self._settings.batch.max_batch)
+        self.metrics.model.info({"name": model.name, "version": model.version, "sha256": model.sha256})
+        log.info("Model %s %s verified and warm in %.1f s.", model.name, model.version, time.monotonic() - started)
+        self._set_missing("bus", "group")
+        self._beat = time.monotonic()
+        return model
+
+    def _run_session(self, model: Model) -> None:
+        """From joining the group to the first failure, or the end."""
+        opened = self._open(model)
+        if opened is None:
+            return
+        bus, session = opened
+        try:
+            session.step()
+            self._set_missing()
+            log.info("Ready: %s bus, group %s.", self._settings.bus.kind, self._settings.daemon.group)
+            while not self._stop.is_set():
+                self._beat = time.monotonic()
+                session.step()
+            session.commit()
+        except (BusUnavailable, CommitFenced) as e:
+            self.metrics.bus_errors.labels(type(e).__name__).inc()
+            log.warning("Starting again from the committed offsets, as the bus failed: %s", e)
+            self._set_missing("bus", "group")
+            self._stop.wait(random.uniform(0.1, 1.0))  # many detectors must not come back at once
+        finally:
+            session.close()
+            bus.close()
+
+    def _open(self, model: Model) -> tuple[Bus, Session] | None:
+        """Open the bus and join, trying again as long as it takes; None when stopped meanwhile."""
+        settings = self._settings
+
+        def attempt() -> tuple[Bus, Session]:
+            self._beat = time.monotonic()
+            bus = open_bus(settings.bus)
+            try:
+                bus.create_topics(topic_settings(settings.topics))
+                pipeline = pipeline_for(model, settings, stage_timer=self._time_stage)
+                return bus, Session(bus, settings, pipeline, self.metrics)
+            except BusError:
+                bus.close()
+                raise
+
+        def failed(state: tenacity.RetryCallState) -> None:
+            self.metrics.bus_errors.labels("BusUnavailable").inc()
+            assert state.outcome is not None
+            log.warning("The bus can't be reached, trying again: %s", state.outcome.exception())
+
+        try:
+            return tenacity.Retrying(
+                retry=tenacity.retry_if_exception_type(BusUnavailable),
+                wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
+                stop=tenacity.stop_when_event_set(self._stop),
+                sleep=tenacity.sleep_using_event(self._stop),
+                before_sleep=failed,
+            )(attempt)
+        except tenacity.RetryError:
+            return None
+
+    def _time_stage(self, stage: str) -> AbstractContextManager[object]:
+        return self.metrics.stage.labels(stage).time()

@@ -1,0 +1,116 @@
+"""Alerts as they come: a table for people, JSON lines for programs. Reads the alert topic, joins no group."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from detector.alert import Alert, decode, to_json
+from detector.bus.base import Bus, Record
+from detector.errors import AlertError, BusUnavailable
+
+MAX_ROWS = 200
+
+
+def read_alerts(
+    bus: Bus, topic: str, stop: threading.Event, *, start: str = "latest", on_bad: Callable[[Record, AlertError], None]
+) -> Iterator[Alert | None]:
+    """Yield each alert event of the topic, and None at least every 0.2 s, until ``stop``.
+
+    Args:
+        start: ``latest`` or ``earliest``.
+        on_bad: told of each record that is no alert; reading goes on.
+
+    Raises:
+        BusError: the bus failed, or has no such topic.
+    """
+    if bus.partitions(topic) is None:
+        raise BusUnavailable(f"Topic {topic!r} is not there yet: start `detector run` first, which creates it.")
+    consumer = bus.consumer([topic], None, start=start)
+    try:
+        while not stop.is_set():
+            for record in consumer.poll(0.2):
+                try:
+                    yield decode(record.key, record.value, record.headers)
+                except AlertError as e:
+                    on_bad(record, e)
+            yield None
+    finally:
+        consumer.close()
+
+
+class AlertTable:
+    """The newest state of each alert, newest alert first; at most MAX_ROWS."""
+
+    def __init__(self) -> None:
+        self._alerts: OrderedDict[str, Alert] = OrderedDict()
+
+    def add(self, alert: Alert) -> None:
+        """Take an event. One that is older than what is known (a duplicate) changes nothing."""
+        known = self._alerts.get(alert.alert_id)
+        if known is not None and known.revision >= alert.revision:
+            return
+        self._alerts[alert.alert_id] = alert
+        while len(self._alerts) > MAX_ROWS:
+            self._alerts.popitem(last=False)
+
+    def render(self, max_rows: int = 20) -> Table:
+        """A rich table of the newest ``max_rows`` alerts."""
+        table = Table(title="Gunfire alerts", expand=False, title_justify="left")
+        for name, justify in (
+            ("onset (UTC)", "left"), ("stream", "left"), ("label", "left"), ("score", "right"), ("shots", "right"),
+            ("latency", "right"), ("state", "left"), ("look-alike", "left"),
+        ):  # fmt: skip
+            table.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True)
+        for alert in list(reversed(self._alerts.values()))[:max_rows]:
+            like = max(alert.look_alikes.items(), key=lambda item: item[1], default=None)
+            latency = "" if alert.latency_seconds is None else f"{alert.latency_seconds * 1000:.0f} ms"
+            table.add_row(
+                alert.onset_at[11:23],
+                Text(alert.stream),
+                Text(alert.label + (" (canary)" if alert.canary else "")),
+                f"{alert.peak_score:.3f}",
+                str(alert.onset_count),
+                latency,
+                Text(alert.state, style="bold red" if alert.state != "closed" else "dim"),
+                Text("" if like is None else f"{like[0]} {like[1]:.2f}"),
+            )
+        return table
+
+
+def watch_table(alerts: Iterator[Alert | None], console: Console) -> None:
+    """Draw the table anew with each alert; on something that is no terminal, one line an event."""
+    table = AlertTable()
+    if not console.is_terminal:
+        for alert in alerts:
+            if alert is not None:
+                console.print(one_line(alert), highlight=False, markup=False, soft_wrap=True)
+        return
+    with Live(table.render(), console=console, auto_refresh=False) as live:
+        for alert in alerts:
+            if alert is not None:
+                table.add(alert)
+                live.update(table.render(max(1, console.height - 5)), refresh=True)
+
+
+def one_line(alert: Alert) -> str:
+    """An alert event in one line of text."""
+    return (
+        f"{alert.onset_at[:23]}Z {alert.state:<7} {alert.stream} {alert.label} score {alert.peak_score:.3f} "
+        f"shots {alert.onset_count}"
+    )
+
+
+def watch_json(alerts: Iterator[Alert | None], out: TextIO) -> None:
+    """One JSON object a line, as published."""
+    for alert in alerts:
+        if alert is not None:
+            out.write(to_json(alert) + "\n")
+            out.flush()
