@@ -10,6 +10,8 @@ ARGS ?=
 WORKERS ?= 0
 GOLDEN_DIR ?= ../shared/golden
 DATA_DIR ?= ../shared/data
+override GOLDEN_DIR := $(abspath $(GOLDEN_DIR))
+override DATA_DIR := $(abspath $(DATA_DIR))
 export GOLDEN_DIR DATA_DIR
 
 # In CI a test that is skipped for want of a tool fails.
@@ -35,6 +37,7 @@ check: setup  ## Check style, types, import rules, configuration and deployment 
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m mypy deploy/validate.py
 	.venv/bin/lint-imports
 	$(PY) deploy/validate.py
 
