@@ -40,13 +40,14 @@ def _life(
     model: ModelIdentity = MODEL,
     onset_offset: int = 5_000,
     started_ns: int = STARTED_NS,
+    drift_ns: int = 0,
     **context: Any,
 ) -> list[Alert]:
     """All events of a run that fires from its second example on, then is quiet."""
     decision, clock, made = Decision(SETTINGS), CaptureClock(), []
     for k, row in enumerate(((0.0,) * 4, *scores, *((0.0,) * 4,) * 4)):
         start = k * CHUNK_SAMPLES - 240
-        clock.add(k * CHUNK_SAMPLES, started_ns + k * 960_000_000)
+        clock.add(k * CHUNK_SAMPLES, started_ns + k * (960_000_000 + drift_ns))
         onset = Onset(max(0, start + onset_offset), -12.5, 20.1, True)
         for transition in decision.step(ScoredExample(start, start + 15_600, row), lambda onset=onset: [onset]):
             made.append(
@@ -111,6 +112,11 @@ def test_an_alert_tells_the_time_of_the_capture_clock() -> None:
     assert opened.onset_at == "2018-10-09T14:03:08.380956789Z"
     assert closed.ended_at_ns == STARTED_NS + 3 * 960_000_000
     assert (closed.alert_id, closed.onset_at_ns) == (opened.alert_id, opened.onset_at_ns)
+
+
+def test_the_end_is_told_by_the_clock_of_the_last_chunk_inside() -> None:
+    closed = _life(drift_ns=700)[-1]
+    assert closed.ended_at_ns == STARTED_NS + 2 * 960_000_700 + 960_000_000
 
 
 def test_the_event_carries_the_cloudevents_attributes() -> None:

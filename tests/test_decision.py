@@ -334,3 +334,13 @@ def test_with_support_of_one_no_firing_example_goes_unreported(
     for k, (score, _) in enumerate(run):
         if score >= chosen.open_threshold:
             assert any(first <= max(0, k * HOP - 240) and (k + 1) * HOP <= last for first, last in covered)
+
+
+def test_the_next_alert_reports_no_shot_of_the_one_before() -> None:
+    decision = Decision(_settings(max_alert_seconds=1.0))
+    shot = 2 * HOP - 360  # at the end of the example that closes the first alert
+    decision.step(_example(0, 0.9), lambda: [_onset(5_000)])
+    updated, closed = decision.step(_example(1, 0.9), lambda: [_onset(shot)])
+    assert (updated.onsets[-1].sample, closed.close_reason) == (shot, "max_duration")
+    (opened,) = decision.step(_example(2, 0.9), lambda: [_onset(shot + 100), _onset(40_000)])
+    assert [o.sample for o in opened.onsets] == [40_000]
