@@ -14,6 +14,7 @@ infinity in a file are an error; in a live source they become 0 and are counted.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -381,7 +382,7 @@ def open_audio(path: str | os.PathLike[str]) -> AudioReader:
         if status.st_size == 0:
             raise AudioError(f"{name}: is empty (0 bytes).")
         try:
-            sound = soundfile.SoundFile(os.dup(descriptor), closefd=True)
+            sound = _sequential_kind()(os.dup(descriptor), closefd=True)
         except (soundfile.SoundFileError, TypeError, ValueError) as e:
             return _open_with_ffmpeg(name, descriptor, _sndfile_words(e))
         try:
@@ -391,6 +392,19 @@ def open_audio(path: str | os.PathLike[str]) -> AudioReader:
             raise
     finally:
         os.close(descriptor)
+
+
+@functools.cache
+def _sequential_kind() -> type[soundfile.SoundFile]:
+    import soundfile
+
+    class Sequential(soundfile.SoundFile):
+        """A sound file that is only read on. Else soundfile seeks after each read, which breaks MP3 frames apart."""
+
+        def seekable(self) -> bool:
+            return False
+
+    return Sequential
 
 
 def _sndfile_words(e: Exception) -> str:

@@ -67,7 +67,11 @@ class Location:
 
     @staticmethod
     def from_text(text: str) -> Location:
-        frame, _, rest = text[:200].rpartition(":")
+        if len(text) > 200:
+            raise ChunkError(
+                "bad_location", f"Location {text[:80]!r}... has {len(text)} characters; at most 200 are read."
+            )
+        frame, _, rest = text.rpartition(":")
         values = rest.split(",")
         if len(values) not in (2, 3):
             raise ChunkError("bad_location", f"Location {text[:80]!r} has not the form LAT,LON[,ALT] or FRAME:X,Y[,Z].")
@@ -140,7 +144,7 @@ def _check_stream_id(stream_id: str) -> None:
         size = len(stream_id.encode())
     except UnicodeEncodeError:
         raise ChunkError("bad_stream_id", f"Stream id {stream_id!r} is no valid Unicode.") from None
-    if not 1 <= size <= MAX_STREAM_ID_BYTES or any(ord(c) < 32 or ord(c) == 127 for c in stream_id):
+    if not 1 <= size <= MAX_STREAM_ID_BYTES or any(ord(c) < 32 or 127 <= ord(c) < 160 for c in stream_id):
         raise ChunkError(
             "bad_stream_id",
             f"Stream id {stream_id[:80]!r} is not 1-{MAX_STREAM_ID_BYTES} bytes of UTF-8 without control characters.",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -56,9 +58,28 @@ def _pyaudio() -> ModuleType:
     return pyaudio  # type: ignore[no-any-return, unused-ignore]
 
 
+def _start(pyaudio: ModuleType) -> Any:
+    """Start PortAudio without the pages that ALSA and JACK write to standard error about what is not there."""
+    with _native_stderr_silenced():
+        return pyaudio.PyAudio()
+
+
+@contextlib.contextmanager
+def _native_stderr_silenced() -> Iterator[None]:
+    sys.stderr.flush()
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
 def list_devices() -> list[Device]:
     """All inputs. Raises SourceError without PyAudio, and where there is no input."""
-    port = _pyaudio().PyAudio()
+    port = _start(_pyaudio())
     try:
         devices = _devices(port)
     finally:
@@ -151,7 +172,7 @@ class MicrophoneSource:
     def _open(self) -> _OpenDevice:
         # A new PortAudio each time: it lists the devices only when it starts.
         pyaudio = _pyaudio()
-        port = pyaudio.PyAudio()
+        port = _start(pyaudio)
         try:
             device = choose_device(_devices(port), self._wanted)
             return _OpenDevice(pyaudio, port, device, self._rate_hz or device.rate_hz)
