@@ -25,7 +25,7 @@ _DATA_MARK = ".data-"
 
 
 def read_checkpoint(path: Path, shapes: Shapes) -> Tensors:
-    """The variables named by ``shapes`` from a TensorFlow checkpoint; further ones (Adam slots, steps) are left alone.
+    """The float32 variables named by ``shapes`` from a TensorFlow checkpoint; others (Adam slots) are left alone.
 
     Args:
         path: the V1 file, or for V2 its prefix, its ``.index`` or ``.data-*`` file, or a folder that holds one V2
@@ -40,19 +40,18 @@ def read_checkpoint(path: Path, shapes: Shapes) -> Tensors:
     check_names_and_shapes(
         {name: tuple(shape) for name, shape in found.items()}, shapes, f"checkpoint {path}", allow_extra=True
     )
-    tensors: Tensors = {}
     for name in shapes:
         if dtypes[name].name != "float32":
             raise ModelError(f"Variable {name} of checkpoint {path} is {dtypes[name].name}; float32 is expected.")
-        try:
-            tensors[name] = np.asarray(reader.get_tensor(name), np.float32)
-        except Exception as error:
-            raise ModelError(
-                f"Variable {name} of checkpoint {path} can't be read: {_first_line(error)}. The file is damaged or cut "
-                "short; get it again."
-            ) from error
+    tensors = {name: _tensor(reader, name, path) for name in shapes}
     check_finite(tensors, f"checkpoint {path}")
     return tensors
+
+
+def read_all_variables(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+    """Every variable of a TensorFlow checkpoint as stored, of any type: optimiser slots and steps too."""
+    reader = _open_checkpoint(path)
+    return {name: _tensor(reader, name, path) for name in sorted(reader.get_variable_to_shape_map())}
 
 
 def read_safetensors(path: Path, shapes: Shapes) -> Tensors:
@@ -81,7 +80,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, npt.NDArray[np.float32]]
 
     partial = path.with_name(path.name + ".part")
     try:
-        safetensors.numpy.save_file({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, partial)
+        partial.write_bytes(
+            safetensors.numpy.save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()})
+        )
         partial.replace(path)
     except (OSError, safetensors.SafetensorError) as error:
         partial.unlink(missing_ok=True)
@@ -142,6 +143,16 @@ def _open_checkpoint(path: Path) -> tf.train.CheckpointReader:
         raise ModelError(
             f"{path} can't be read as a TensorFlow checkpoint: {_first_line(error)}. It is another kind of file, or "
             "damaged or cut short; get it again."
+        ) from error
+
+
+def _tensor(reader: tf.train.CheckpointReader, name: str, path: Path) -> npt.NDArray[np.float32]:
+    try:
+        return np.asarray(reader.get_tensor(name))
+    except Exception as error:
+        raise ModelError(
+            f"Variable {name} of checkpoint {path} can't be read: {_first_line(error)}. The file is damaged or cut "
+            "short; get it again."
         ) from error
 
 
