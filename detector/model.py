@@ -361,6 +361,11 @@ def load_model(name_or_path: str | Path, *, store: Path | None = None, threads: 
     return Model(manifest, embedder, classifier, identity)
 
 
+def shipped_models() -> list[Manifest]:
+    """Manifests of the models that come with the project, by name."""
+    return [_read_manifest(path)[0] for path in sorted(_SHIPPED.glob(f"*/{MANIFEST_NAME}"))]
+
+
 def save_package(
     folder: Path,
     draft: Mapping[str, Any],
