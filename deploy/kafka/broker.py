@@ -108,6 +108,7 @@ class Broker:
         self._settings = settings or {}
         self._pid_file = data / "broker.pid"
         self.log_file = data / "broker.log"
+        self._process: subprocess.Popen[bytes] | None = None  # where this object started it
 
     @property
     def address(self) -> str:
@@ -159,7 +160,7 @@ class Broker:
                 raise BrokerError(f"The data folder could not be formatted:\n{result.stdout}{result.stderr}")
         heap = [f"-Xms{_HEAP}", f"-Xmx{_HEAP}", "-XX:+UseSerialGC"]
         with self.log_file.open("ab") as log:
-            process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 [java[0], *heap, *java[1:], "kafka.Kafka", str(properties)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -185,11 +186,14 @@ class Broker:
                 os.kill(pid, number)
             deadline = time.monotonic() + _STOP_SECONDS
             while self.pid() is not None and time.monotonic() < deadline:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)  # where it is a child of this process
+                if self._process is not None:
+                    self._process.poll()
                 time.sleep(0.05)
             if self.pid() is None:
                 break
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
         self._pid_file.unlink(missing_ok=True)
         return True
 

@@ -1,0 +1,84 @@
+"""The buses the contract is held against: the embedded one, and Kafka on a real broker started for the session."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from detector.bus import open_bus
+from detector.bus.base import Bus
+from detector.config import BusSettings, EmbeddedBusSettings, KafkaSettings
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def _broker_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("deploy_kafka_broker", REPOSITORY / "deploy" / "kafka" / "broker.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def kafka_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A broker of this session's own. Skips where Java or Maven is missing, but fails so in CI."""
+    module = _broker_module()
+    missing = module.missing_tools()
+    if missing:
+        text = f"needs {' and '.join(missing)} (Debian: apt install openjdk-17-jre-headless maven)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(text)
+        pytest.skip(text)
+    broker = module.Broker(tmp_path_factory.mktemp("kafka"), module.free_port())
+    broker.start()
+    try:
+        yield broker.address
+    finally:
+        broker.stop()
+
+
+@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
+def bus_settings(request: pytest.FixtureRequest, tmp_path: Path) -> BusSettings:
+    """Settings with short timeouts; each test has its own file, or its own topics on the shared broker."""
+    if request.param == "embedded":
+        return BusSettings(
+            kind="embedded", embedded=EmbeddedBusSettings(path=tmp_path / "bus.sqlite3", session_timeout_seconds=1.0)
+        )
+    address = request.getfixturevalue("kafka_address")
+    return BusSettings(kind="kafka", kafka=KafkaSettings(bootstrap_servers=(address,), session_timeout_seconds=6.0))
+
+
+@pytest.fixture
+def bus_factory(bus_settings: BusSettings) -> Iterator[Callable[[], Bus]]:
+    """Opens the test's bus, as often as asked: each call is another process's view."""
+    opened: list[Bus] = []
+
+    def make() -> Bus:
+        bus = open_bus(bus_settings)
+        opened.append(bus)
+        return bus
+
+    yield make
+    for bus in opened:
+        bus.close()
+
+
+@pytest.fixture
+def bus(bus_factory: Callable[[], Bus]) -> Bus:
+    return bus_factory()
+
+
+@pytest.fixture
+def name() -> str:
+    """A topic and group name no other test has."""
+    return f"t-{uuid.uuid4().hex[:12]}"
