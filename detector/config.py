@@ -126,7 +126,9 @@ class EmbeddedBusSettings(_Section):
         description="Age at which records of a topic without a retention of its own are dropped.",
     )
     retention_bytes: int = Field(
-        default=1 << 30, ge=1 << 20, description="Size at which a topic's partition drops its oldest records."
+        default=1 << 30,
+        ge=1 << 20,
+        description="What all records together may take; then the fullest partition drops its oldest.",
     )
     session_timeout_seconds: float = Field(
         default=10.0, ge=0.1, le=3600, description="Silence after which a group member counts as dead and is replaced."
@@ -235,7 +237,7 @@ class ModelSettings(_Section):
         default="compact-gunfire", description="A shipped model's name, or a package folder (a value with a slash)."
     )
     store: FilePath | None = Field(
-        default=None, description="Folder of fetched weights; null = the user's cache folder."
+        default=None, description="Folder of fetched weights; null = the user's data folder."
     )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of the network; 0 = all cores.")
 
