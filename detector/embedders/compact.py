@@ -1,6 +1,7 @@
 """The small network: ``(B, 96, 64)`` log-mel examples -> ``(B, 128)`` embeddings, about 49 MFLOP an example.
 
-Second stage of the embedder where VGGish is too heavy. A residual convolutional network of seven 3x3 layers and a 5x5 stem.
+Second stage of the embedder where VGGish is too heavy. A residual convolutional network:
+a 5x5 stem and six 3x3 layers.
 The same module trains and serves: while training every convolution is followed by batch normalisation;
 ``folded()`` merges that into kernel and bias, and the folded network is what a model package holds.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +39,8 @@ class ConvolutionShape:
     residual: bool = False
 
 
-# Level and band limit show in the first input channel; the second, each band less its own mean over time, shows only change.
+# Level and band limit show in the first input channel; the second, each band less its own mean over time, shows
+# only change.
 CONVOLUTIONS = (
     ConvolutionShape("stem", 5, 2, 2, 16),
     ConvolutionShape("conv1", 3, 2, 16, 40),
@@ -67,9 +70,9 @@ class _Convolution(tf.Module):
         self.kernel = tf.Variable(initial, name="kernel")
         ones, zeros = tf.ones([shape.channels_out]), tf.zeros([shape.channels_out])
         self.bias = tf.Variable(zeros, name="bias")
-        self.scale = None if folded else tf.Variable(ones, name="scale")
-        self.moving_mean = None if folded else tf.Variable(zeros, trainable=False, name="moving_mean")
-        self.moving_variance = None if folded else tf.Variable(ones, trainable=False, name="moving_variance")
+        self.scale: Any = None if folded else tf.Variable(ones, name="scale")
+        self.moving_mean: Any = None if folded else tf.Variable(zeros, trainable=False, name="moving_mean")
+        self.moving_variance: Any = None if folded else tf.Variable(ones, trainable=False, name="moving_variance")
 
     def __call__(self, x: tf.Tensor, training: bool) -> tf.Tensor:
         stride = self._shape.stride
@@ -140,7 +143,8 @@ class CompactNetwork(tf.Module):
         missing, unknown = sorted(set(variables) - set(tensors)), sorted(set(tensors) - set(variables))
         if missing or unknown:
             raise ModelError(
-                f"These are no weights of the compact network: missing {missing or 'none'}, unknown {unknown or 'none'}."
+                f"These are no weights of the compact network: missing {missing or 'none'}, "
+                f"unknown {unknown or 'none'}."
             )
         for name, variable in variables.items():
             if tuple(variable.shape) != tensors[name].shape:

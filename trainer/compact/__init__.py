@@ -1,0 +1,4 @@
+"""How the built-in model ``compact-gunfire`` is made.
+
+pools -> (synthesis, channel) -> scenes -> dataset -> training -> evaluation -> packaging; ``commands`` is the outside.
+"""

@@ -1,0 +1,327 @@
+"""Dev recordings through a model the way it is served -> recall, false alarms and the operating curve. Sixth stage.
+
+A recording is a stream of 0.96 s chunks, the last one filled up with zeros; example k is the 240 samples before
+chunk k and the chunk; each window holds the last ten embeddings 0.96 s apart. A recording's score is the largest family score.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from detector.audio import float_to_int16, resample_reference, to_mono
+from detector.chunk import RATE_HZ
+from detector.embedders.params import CARRY_SAMPLES, EXAMPLE_HOP_SAMPLES, EXAMPLE_SAMPLES
+from detector.errors import AudioError, ConfigError
+from trainer.compact.channel import band_limit, quantise
+from trainer.compact.pools import FAMILY, read_audio, read_index, read_onsets
+
+Int16Array = npt.NDArray[np.int16]
+Float32Array = npt.NDArray[np.float32]
+CLIP_FALSE_ALARMS = 0.01  # the share of negative dev clips that the comparison threshold lets through
+
+
+class Scorer(Protocol):
+    """What evaluation asks of a model; ``detector.model.Model`` is one."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def window_examples(self) -> int: ...
+
+    def embed(self, pcm: Int16Array) -> Float32Array:
+        """``(n, 15600)`` int16 -> ``(n, 128)``."""
+        ...
+
+    def classify(self, windows: Float32Array, num_frames: npt.NDArray[np.int32]) -> Float32Array:
+        """``(n, T, 128)`` and ``(n,)`` -> ``(n, labels)``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """A dev recording.
+
+    Attributes:
+        path: below the audio folder.
+        set: ``shotspotter``, ``video``, ``sesa``, ...: which recall it counts in; sources of negatives likewise.
+        label: of the index.
+        positive: it holds gunfire.
+        pcm: ``(n,)`` int16 at 16 kHz.
+        onsets_seconds: tagged shots, live fire only.
+    """
+
+    path: str
+    set: str
+    label: str
+    positive: bool
+    pcm: Int16Array
+    onsets_seconds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """A recording's family scores, example by example (0.96 s apart, or 0.48 s)."""
+
+    recording: Recording
+    scores: Float32Array
+    hop_samples: int
+
+    @property
+    def peak(self) -> float:
+        return float(self.scores.max())
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one threshold gives.
+
+    Attributes:
+        threshold: family score that an example must exceed.
+        clip_false_alarms: share of negative clips above it.
+        recall: set -> share of its recordings above it.
+        tagged_shots_heard: share of tagged live-fire shots whose example (or the next, where the shot lies at the end)
+            is above it.
+        false_alarms: negative label -> (clips above it, clips).
+        ambient_alerts: examples of continuous ambient dev audio above it.
+        ambient_hours: how much of that there is.
+    """
+
+    threshold: float
+    clip_false_alarms: float
+    recall: Mapping[str, float]
+    tagged_shots_heard: float
+    false_alarms: Mapping[str, tuple[int, int]]
+    ambient_alerts: int
+    ambient_hours: float
+
+    def alerts_per_hour(self) -> tuple[float, float, float]:
+        """Estimate with its 95 % Poisson interval."""
+        low, high = poisson_interval(self.ambient_alerts)
+        return tuple(value / self.ambient_hours for value in (self.ambient_alerts, low, high))  # type: ignore[return-value]
+
+
+def load_recordings(audio_dir: Path, cache: Path | None = None, *, quick: bool = False) -> list[Recording]:
+    """Every dev recording that can be judged, resampled the reference way; ``cache`` (.npz) saves the resampling.
+
+    ``quick`` resamples by polyphase filters instead (differs near the band edge only). Live-fire files without a tagged
+    onset are left out: they are neither.
+    """
+    tagged = read_onsets(audio_dir)
+    rows = [
+        row
+        for row in read_index(audio_dir)
+        if row.split == "dev" and (row.source != "shotspotter" or row.path in tagged)
+    ]
+    paths = [row.path for row in rows]
+    pcms = _cached(cache, paths) if cache is not None else None
+    if pcms is None:
+        pcms = [(read_audio if quick else _read)(audio_dir / path) for path in paths]
+        if cache is not None:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            lengths = np.array([len(pcm) for pcm in pcms])
+            np.savez(cache, pcm=np.concatenate(pcms), lengths=lengths, paths=np.array(json.dumps(paths)))
+    return [
+        Recording(row.path, row.source, row.label, row.label == "gunshot", pcm, tuple(tagged.get(row.path, ((), 0))[0]))
+        for row, pcm in zip(rows, pcms, strict=True)
+    ]
+
+
+def _cached(cache: Path, paths: Sequence[str]) -> list[Int16Array] | None:
+    if not cache.is_file():
+        return None
+    with np.load(cache, allow_pickle=False) as stored:
+        if json.loads(str(stored["paths"])) != list(paths):
+            return None
+        return np.split(stored["pcm"], np.cumsum(stored["lengths"])[:-1])
+
+
+def _read(path: Path) -> Int16Array:
+    import soundfile
+
+    try:
+        x, rate_hz = soundfile.read(path, dtype="float64", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{path} can't be read: {error}") from error
+    return float_to_int16(resample_reference(to_mono(x), rate_hz))
+
+
+def examples_of(pcm: Int16Array, offset_samples: int = 0) -> Int16Array:
+    """``(n,)`` -> ``(E, 15600)``: as a stream's chunks give them, or shifted by ``offset_samples`` for the seams."""
+    count = max(1, math.ceil((len(pcm) - offset_samples) / EXAMPLE_HOP_SAMPLES)) if len(pcm) > offset_samples else 0
+    if offset_samples:  # an example across a seam needs both chunks
+        count = math.ceil(len(pcm) / EXAMPLE_HOP_SAMPLES) - 1
+    if count <= 0:
+        return np.zeros((0, EXAMPLE_SAMPLES), np.int16)
+    need = offset_samples + count * EXAMPLE_HOP_SAMPLES
+    stream = np.concatenate([np.zeros(CARRY_SAMPLES, np.int16), pcm, np.zeros(max(0, need - len(pcm)), np.int16)])
+    return np.lib.stride_tricks.sliding_window_view(stream, EXAMPLE_SAMPLES)[offset_samples::EXAMPLE_HOP_SAMPLES][
+        :count
+    ]
+
+
+def score_streams(scorer: Scorer, pcms: Sequence[Int16Array], *, half_hop: bool = False) -> list[Float32Array]:
+    """Each stream's family score at each example, in time order; with ``half_hop`` the examples across seams too."""
+    runs = [
+        examples_of(pcm, offset) for pcm in pcms for offset in ((0, EXAMPLE_HOP_SAMPLES // 2) if half_hop else (0,))
+    ]
+    lengths = [len(run) for run in runs]
+    embeddings = np.concatenate([scorer.embed(np.ascontiguousarray(run)) for run in _grouped(runs)])
+    scores = _window_scores(scorer, np.split(embeddings, np.cumsum(lengths)[:-1]))
+    if not half_hop:
+        return scores
+    return [_interleave(scores[2 * i], scores[2 * i + 1]) for i in range(len(pcms))]
+
+
+def _grouped(runs: Sequence[Int16Array], at_least: int = 512) -> list[Int16Array]:
+    """Short runs joined, so that batches are full without all audio being copied at once."""
+    groups: list[Int16Array] = []
+    waiting: list[Int16Array] = []
+    for run in runs:
+        waiting.append(run)
+        if sum(map(len, waiting)) >= at_least:
+            groups.append(np.concatenate(waiting))
+            waiting = []
+    return [*groups, np.concatenate(waiting)] if waiting else groups
+
+
+def _window_scores(scorer: Scorer, runs: Sequence[Float32Array]) -> list[Float32Array]:
+    longest = scorer.window_examples
+    family = [scorer.labels.index(label) for label in FAMILY]
+    scores = []
+    for run in runs:
+        windows = np.zeros((len(run), longest, run.shape[1]), np.float32)
+        frames = np.minimum(np.arange(1, len(run) + 1), longest).astype(np.int32)
+        for k, count in enumerate(frames):
+            windows[k, :count] = run[k + 1 - count : k + 1]
+        scores.append(scorer.classify(windows, frames)[:, family].max(axis=1) if len(run) else np.zeros(0, np.float32))
+    return scores
+
+
+def _interleave(whole: Float32Array, seams: Float32Array) -> Float32Array:
+    out = np.empty(len(whole) + len(seams), np.float32)
+    out[0::2], out[1::2] = whole, seams
+    return out
+
+
+def score_recordings(scorer: Scorer, recordings: Sequence[Recording], *, half_hop: bool = False) -> list[Scored]:
+    hop = EXAMPLE_HOP_SAMPLES // 2 if half_hop else EXAMPLE_HOP_SAMPLES
+    scores = score_streams(scorer, [r.pcm for r in recordings], half_hop=half_hop)
+    return [Scored(r, s, hop) for r, s in zip(recordings, scores, strict=True)]
+
+
+def clip_threshold(scored: Sequence[Scored], share: float = CLIP_FALSE_ALARMS) -> float:
+    """The score that at most ``share`` of the negative clips exceed."""
+    peaks = np.sort([s.peak for s in scored if not s.recording.positive])[::-1]
+    return float(peaks[int(share * len(peaks))])
+
+
+def ambient_threshold(scored: Sequence[Scored]) -> float:
+    """The largest score anywhere in continuous ambient audio: no threshold above it alerts there."""
+    return max(s.peak for s in scored if _continuous(s.recording))
+
+
+def report(scored: Sequence[Scored], threshold: float) -> Report:
+    """What ``threshold`` gives on these recordings."""
+    negatives = [s for s in scored if not s.recording.positive]
+    positives = [s for s in scored if s.recording.positive]
+    sets = sorted({s.recording.set for s in positives})
+    by_label: dict[str, tuple[int, int]] = {}
+    for s in negatives:
+        name = f"{s.recording.set}/{s.recording.label}"
+        above, count = by_label.get(name, (0, 0))
+        by_label[name] = (above + (s.peak > threshold), count + 1)
+    ambient = [s for s in negatives if _continuous(s.recording)]
+    heard = [
+        _heard(s, onset, threshold)
+        for s in positives
+        if s.recording.onsets_seconds
+        for onset in s.recording.onsets_seconds
+    ]
+    return Report(
+        threshold=threshold,
+        clip_false_alarms=float(np.mean([s.peak > threshold for s in negatives])),
+        recall={
+            name: float(np.mean([s.peak > threshold for s in positives if s.recording.set == name])) for name in sets
+        },
+        tagged_shots_heard=float(np.mean(heard)) if heard else math.nan,
+        false_alarms=by_label,
+        ambient_alerts=int(sum(_rising(s.scores > threshold) for s in ambient)),
+        ambient_hours=sum(len(s.recording.pcm) for s in ambient) / RATE_HZ / 3600,
+    )
+
+
+def _continuous(recording: Recording) -> bool:
+    return not recording.positive and recording.label == "ambient"
+
+
+def _heard(scored: Scored, onset_seconds: float, threshold: float) -> bool:
+    """An example that holds the onset, or begins within 0.1 s after it, is above the threshold."""
+    sample = onset_seconds * RATE_HZ
+    starts = np.arange(len(scored.scores)) * scored.hop_samples - CARRY_SAMPLES
+    near = (starts <= sample + 0.1 * RATE_HZ) & (sample < starts + EXAMPLE_SAMPLES)
+    return bool(np.any(scored.scores[near] > threshold))
+
+
+def _rising(above: npt.NDArray[np.bool_]) -> int:
+    """Runs of True: alerts, not examples."""
+    return int(np.sum(above & ~np.concatenate([[False], above[:-1]])))
+
+
+def poisson_interval(count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact (Garwood) interval of a Poisson mean from one count."""
+    from scipy.stats import chi2
+
+    tail = (1 - confidence) / 2
+    low = 0.0 if count == 0 else float(chi2.ppf(tail, 2 * count) / 2)
+    return low, float(chi2.ppf(1 - tail, 2 * count + 2) / 2)
+
+
+# --- traps ----------------------------------------------------------------------------------------------------------
+
+_ROBUSTNESS: dict[str, Callable[[Int16Array], Int16Array]] = {
+    "band limit 4 kHz": lambda pcm: float_to_int16(band_limit(pcm / 32768.0, 4_000.0)),
+    "band limit 6 kHz": lambda pcm: float_to_int16(band_limit(pcm / 32768.0, 6_000.0)),
+    "8 bit": lambda pcm: quantise(pcm / 32768.0, 8),
+    "20 dB quieter": lambda pcm: float_to_int16(pcm / 32768.0 * 0.1),
+}
+
+
+def altered(recordings: Sequence[Recording], treatment: str) -> list[Recording]:
+    """The same recordings as another recorder would have stored them. Raises ConfigError for an unknown treatment."""
+    if treatment not in _ROBUSTNESS:
+        raise ConfigError(f"Treatment {treatment!r} is unknown; there are {', '.join(_ROBUSTNESS)}.")
+    change = _ROBUSTNESS[treatment]
+    return [Recording(r.path, r.set, r.label, r.positive, change(r.pcm), r.onsets_seconds) for r in recordings]
+
+
+def treatments() -> tuple[str, ...]:
+    return tuple(_ROBUSTNESS)
+
+
+def edges(recordings: Sequence[Recording], seed: int = 0) -> list[Int16Array]:
+    """Ambient audio that wakes from digital silence, falls silent, and jumps up by 10 to 30 dB: no shots in it."""
+    rng = np.random.default_rng(seed)
+    streams = []
+    for recording in recordings:
+        if not _continuous(recording):
+            continue
+        pcm = recording.pcm[: 20 * RATE_HZ]
+        for _ in range(4):
+            woken = pcm.copy()
+            woken[: int(rng.uniform(0.5, 4.0) * RATE_HZ)] = 0
+            woken[len(woken) - int(rng.uniform(0.5, 4.0) * RATE_HZ) :] = 0
+            stepped = pcm / 32768.0
+            at = int(rng.uniform(0.2, 0.8) * len(pcm))
+            step_db = rng.uniform(10, 30)
+            stepped[:at] *= 10 ** (-step_db / 20)
+            streams += [woken, float_to_int16(stepped)]
+    return streams

@@ -1,0 +1,397 @@
+"""Sounds made from physics: shots and what is taken for shots. First stage of the recipe.
+
+Every function takes a ``numpy.random.Generator`` and returns float32 at 16 kHz, peak about 1 unless said otherwise, its
+onset at ``LEAD_SAMPLES``: the band limiting rings a little before it. Sources: muzzle blast after Friedlander (1946),
+shock wave after Whitham (1952) with the arrival geometry of Maher (2007), air absorption after ISO 9613-1 at 20 degrees
+Celsius and 50 % humidity (fitted).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft, signal
+
+RATE_HZ = 16_000
+LEAD_SAMPLES = 64
+SOUND_METRES_PER_SECOND = 343.0
+_FINE_FACTOR = 8  # pulses of 0.1 ms need a finer grid than 16 kHz before they are band-limited
+
+Samples = npt.NDArray[np.float32]
+
+
+# --- pulses -------------------------------------------------------------------------------------------------------
+
+
+def friedlander(duration_seconds: float, decay: float = 1.0, length_seconds: float | None = None) -> Samples:
+    """Blast wave ``(1 - t/T) exp(-b t/T)``: positive phase of ``duration_seconds`` (T), then the long weak suction."""
+    fine_hz = RATE_HZ * _FINE_FACTOR
+    length = length_seconds if length_seconds is not None else 12.0 * duration_seconds + 0.004
+    t = np.arange(round(length * fine_hz)) / (fine_hz * duration_seconds)
+    return _to_rate((1.0 - t) * np.exp(-decay * t))
+
+
+def n_wave(duration_seconds: float) -> Samples:
+    """A projectile's shock wave: jump up, straight line down to as much below, jump back."""
+    n = max(4, round(duration_seconds * RATE_HZ * _FINE_FACTOR))
+    return _to_rate(np.concatenate([np.linspace(1.0, -1.0, n), np.zeros(n)]))
+
+
+def shock_lead_seconds(distance_metres: float, miss_metres: float, speed_metres_per_second: float) -> float:
+    """How much earlier than the muzzle blast the shock wave of a passing projectile arrives; 0 below Mach 1.
+
+    The listener is ``distance_metres`` down range and ``miss_metres`` beside the straight trajectory.
+    """
+    mach = speed_metres_per_second / SOUND_METRES_PER_SECOND
+    if mach <= 1.0:
+        return 0.0
+    blast = math.hypot(distance_metres, miss_metres) / SOUND_METRES_PER_SECOND
+    shock = distance_metres / speed_metres_per_second + miss_metres * math.sqrt(1 - mach**-2) / SOUND_METRES_PER_SECOND
+    return max(0.0, blast - shock)
+
+
+def _to_rate(fine: npt.NDArray[np.float64]) -> Samples:
+    """Band-limit from the fine grid to 16 kHz with ``LEAD_SAMPLES`` of room before the onset; unit peak."""
+    lead = np.zeros(LEAD_SAMPLES * _FINE_FACTOR)
+    coarse = signal.resample_poly(np.concatenate([lead, fine, lead]), 1, _FINE_FACTOR)
+    return _unit(coarse)
+
+
+# --- paths --------------------------------------------------------------------------------------------------------
+
+
+def air_absorption(x: npt.NDArray[np.floating], distance_metres: float) -> Samples:
+    """What ``distance_metres`` of air leave of each frequency (no spreading loss), without delay."""
+    n = fft.next_fast_len(len(x) + RATE_HZ // 8, real=True)
+    f = np.fft.rfftfreq(n, 1.0 / RATE_HZ)
+    db_per_metre = 5e-3 * (f / 1000.0) ** 1.35 + 1.3e-4 * (f / 1000.0) ** 2  # ISO 9613-1, fitted 0.5 to 8 kHz
+    gain = (10.0 ** (-db_per_metre * distance_metres / 20.0)).astype(np.float32)
+    return np.asarray(fft.irfft(fft.rfft(np.asarray(x, np.float32), n) * gain, n)[: len(x)], np.float32)
+
+
+def place_response(rng: np.random.Generator, place: str, length_seconds: float = 2.0) -> Samples:
+    """Impulse response of a place, direct sound 1.0 at sample 0.
+
+    ``open``: ground reflection only. ``urban``: ground, facades (sparse echoes to 1.5 s) and their diffuse
+    tail. ``forest``: scattering off stems, dense, treble first to go. ``indoor``: dense from the start.
+    """
+    n = round(length_seconds * RATE_HZ)
+    response = np.zeros(n)
+    response[0] = 1.0
+    ground = int(rng.uniform(0.0003, 0.006) * RATE_HZ)
+    response[ground] += rng.uniform(0.2, 0.9) * (1 if place != "open" else rng.choice([1, -0.5]))
+    if place == "open":
+        if rng.random() < 0.5:
+            response[int(rng.uniform(0.1, 1.2) * RATE_HZ)] += rng.uniform(0.01, 0.15)
+        return (response + _diffuse(rng, n, rng.uniform(0.1, 0.8), rng.uniform(0.002, 0.03), 0.01)).astype(np.float32)
+    if place == "urban":
+        for _ in range(rng.integers(2, 14)):
+            delay = rng.uniform(0.008, 1.2) ** rng.uniform(1.0, 1.6)
+            spread = int(rng.uniform(1, 60))
+            start = int(delay * RATE_HZ)
+            echo = rng.standard_normal(spread) * np.hanning(spread + 2)[1:-1]
+            end = min(n, start + spread)
+            response[start:end] += (rng.uniform(0.05, 0.8) * math.exp(-1.5 * delay) * _unit(echo))[: end - start]
+        tail = _diffuse(rng, n, rng.uniform(0.5, 2.5), rng.uniform(0.01, 0.15), rng.uniform(0.005, 0.08))
+    elif place == "forest":
+        tail = _diffuse(rng, n, rng.uniform(0.4, 1.8), rng.uniform(0.02, 0.25), rng.uniform(0.003, 0.05))
+    else:
+        tail = _diffuse(rng, n, rng.uniform(0.15, 1.3), rng.uniform(0.05, 0.4), rng.uniform(0.001, 0.01))
+    return (response + tail).astype(np.float32)
+
+
+def _diffuse(
+    rng: np.random.Generator, n: int, decay_seconds: float, level: float, rise_seconds: float
+) -> npt.NDArray[np.float64]:
+    """Exponentially decaying noise in three bands, the treble decaying 1.5 to 4 times faster than the bass."""
+    t = np.arange(n) / RATE_HZ
+    noise = rng.standard_normal(n)
+    low = signal.lfilter(*signal.butter(1, rng.uniform(300, 900), fs=RATE_HZ), noise)
+    high = noise - signal.lfilter(*signal.butter(1, rng.uniform(2000, 4000), fs=RATE_HZ), noise)
+    middle = noise - low - high
+    treble = rng.uniform(1.5, 4.0)
+    tail = sum(
+        band * np.exp(-6.9 * t * factor / decay_seconds) * weight
+        for band, factor, weight in (
+            (low, 1.0, rng.uniform(1.0, 3.0)),
+            (middle, 1.3, 1.0),
+            (high, treble, rng.uniform(0.3, 1.0)),
+        )
+    )
+    return np.asarray(level * (1 - np.exp(-t / rise_seconds)) * tail)
+
+
+def convolve(x: npt.NDArray[np.floating], response: npt.NDArray[np.floating]) -> Samples:
+    return np.asarray(signal.fftconvolve(x, response), np.float32)
+
+
+# --- shots --------------------------------------------------------------------------------------------------------
+
+
+def shot(rng: np.random.Generator, distance_metres: float, *, supersonic: bool | None = None) -> tuple[Samples, int]:
+    """One dry shot as heard ``distance_metres`` away: (samples, index of its first arrival).
+
+    Shock wave first where the projectile passes by; muzzle blast; its positive phase stretches with distance.
+    """
+    stretch = 1.0 + 0.15 * math.log2(1.0 + distance_metres / 10.0)
+    blast = friedlander(rng.uniform(0.00025, 0.0022) * stretch, rng.uniform(0.6, 2.0))
+    # Combustion noise of the muzzle jet, below the blast and a few ms long.
+    jet_length = int(rng.uniform(0.003, 0.03) * RATE_HZ)
+    jet = rng.standard_normal(jet_length) * np.exp(-np.arange(jet_length) / (jet_length / 4))
+    wave = np.zeros(max(len(blast), LEAD_SAMPLES + jet_length))
+    wave[: len(blast)] += blast
+    wave[LEAD_SAMPLES : LEAD_SAMPLES + jet_length] += rng.uniform(0.03, 0.5) * _unit(jet)
+    onset = LEAD_SAMPLES
+    if supersonic if supersonic is not None else rng.random() < 0.35:
+        speed = rng.uniform(380, 950)
+        lead = shock_lead_seconds(distance_metres * rng.uniform(0.3, 1.0), rng.uniform(1, 40), speed)
+        lead_samples = min(int(lead * RATE_HZ), int(0.6 * RATE_HZ))
+        shock = n_wave(rng.uniform(0.00012, 0.0005)) * rng.uniform(0.2, 2.0)
+        joined = np.zeros(max(len(shock), lead_samples + len(wave)))
+        joined[: len(shock)] += shock
+        joined[lead_samples : lead_samples + len(wave)] += wave
+        wave = joined
+    return air_absorption(_unit(wave), distance_metres), onset
+
+
+def burst_times(rng: np.random.Generator, kind: str) -> npt.NDArray[np.float64]:
+    """Seconds of each shot from the first: ``single``, ``aimed`` (0.4 to 8 a second) or ``automatic`` (7 to 20)."""
+    if kind == "single":
+        return np.zeros(1)
+    if kind == "aimed":
+        gaps = rng.uniform(0.18, 1.8) * rng.uniform(0.7, 1.4, rng.integers(1, 7))
+    else:
+        gaps = 1.0 / rng.uniform(7, 20) * (1.0 + rng.normal(0, 0.03, rng.integers(2, 40)))
+    return np.concatenate([[0.0], np.cumsum(gaps)])
+
+
+def action_clatter(rng: np.random.Generator) -> Samples:
+    """Slide, bolt and ejected case: two to four short metallic clicks within 0.15 s of a close shot."""
+    out = np.zeros(int(0.25 * RATE_HZ))
+    for _ in range(rng.integers(2, 5)):
+        click = _modes(rng, rng.uniform(1500, 7000, 5), rng.uniform(0.002, 0.012))
+        start = int(rng.uniform(0.01, 0.15) * RATE_HZ)
+        out[start : start + len(click)] += rng.uniform(0.2, 1.0) * click[: len(out) - start]
+    return _unit(out)
+
+
+# --- look-alikes --------------------------------------------------------------------------------------------------
+
+
+def firework(rng: np.random.Generator) -> Samples:
+    """Mortar thump, sometimes a whistle on the way up, the burst, then crackle; several in a row."""
+    out = np.zeros(int(6.0 * RATE_HZ))
+    start = 0.0
+    for _ in range(rng.integers(1, 6)):
+        if rng.random() < 0.6:
+            length = rng.uniform(0.4, 1.4)
+            t = np.arange(int(length * RATE_HZ)) / RATE_HZ
+            sweep = np.linspace(rng.uniform(1500, 4500), rng.uniform(800, 5000), len(t))
+            wobble = 1 + 0.01 * np.sin(2 * np.pi * rng.uniform(5, 30) * t)
+            whistle = (
+                np.sin(2 * np.pi * np.cumsum(sweep * wobble) / RATE_HZ) * np.hanning(len(t)) * rng.uniform(0.03, 0.4)
+            )
+            hiss = rng.standard_normal(len(t)) * np.hanning(len(t)) * rng.uniform(0.0, 0.06)
+            _add(out, (whistle + hiss).astype(np.float32), start)
+            start += length * rng.uniform(0.8, 1.0)
+        burst = friedlander(rng.uniform(0.002, 0.012), rng.uniform(0.5, 1.5))
+        _add(out, burst, start, rng.uniform(0.4, 1.0))
+        if rng.random() < 0.75:
+            _add(out, crackle(rng, rng.uniform(0.4, 2.2)), start + rng.uniform(0.02, 0.5), rng.uniform(0.08, 0.6))
+        start += rng.uniform(0.15, 1.5)
+        if start > 5.5:
+            break
+    return _unit(out)
+
+
+def crackle(rng: np.random.Generator, length_seconds: float) -> Samples:
+    """Crackling stars: pops at random moments, 40 to 400 a second, of random loudness."""
+    out = np.zeros(int(length_seconds * RATE_HZ))
+    count = int(rng.uniform(40, 400) * length_seconds)
+    pops = [friedlander(rng.uniform(0.0001, 0.0006), 1.0, 0.004) for _ in range(6)]
+    envelope_peak = rng.uniform(0.1, 0.6) * length_seconds
+    for moment in rng.uniform(0, length_seconds, count):
+        loud = rng.exponential(1.0) * math.exp(-((moment - envelope_peak) ** 2) / (0.5 * length_seconds) ** 2)
+        _add(out, pops[rng.integers(6)], moment, loud)
+    return _unit(out)
+
+
+def firecrackers(rng: np.random.Generator) -> Samples:
+    """A string of crackers: 8 to 60 irregular pops a second (never regular like a machine gun), uneven, overlapping."""
+    length = rng.uniform(0.5, 5.0)
+    out = np.zeros(int((length + 0.3) * RATE_HZ))
+    moment = 0.0
+    while moment < length:
+        _add(out, friedlander(rng.uniform(0.0001, 0.0009), rng.uniform(0.8, 2.0)), moment, rng.lognormal(0, 0.7))
+        moment += rng.exponential(1.0 / rng.uniform(8, 60))
+    return _unit(out)
+
+
+def door_slam(rng: np.random.Generator) -> Samples:
+    """Panel and frame ring at 40 to 400 Hz, the latch clicks shortly before or after."""
+    out = np.zeros(int(0.9 * RATE_HZ))
+    _add(out, _modes(rng, rng.uniform(40, 400, 8), rng.uniform(0.03, 0.18)), 0.03)
+    thud = rng.standard_normal(int(0.03 * RATE_HZ)) * np.exp(-np.linspace(0, 6, int(0.03 * RATE_HZ)))
+    thud = signal.lfilter(*signal.butter(2, rng.uniform(300, 2500), fs=RATE_HZ), thud)
+    _add(out, _unit(thud), 0.03, rng.uniform(0.3, 1.5))
+    for _ in range(rng.integers(1, 4)):
+        _add(out, _modes(rng, rng.uniform(800, 6000, 4), 0.008), rng.uniform(0.0, 0.15), rng.uniform(0.1, 0.6))
+    return _unit(out)
+
+
+def knocks(rng: np.random.Generator) -> Samples:
+    """Knuckles or a hammer: one to eight equal modal hits, 2 to 9 a second."""
+    rate = rng.uniform(2.0, 9.0)
+    count = int(rng.integers(1, 9))
+    out = np.zeros(int((count / rate + 0.5) * RATE_HZ))
+    frequencies, decay = rng.uniform(120, 2500, rng.integers(4, 9)), rng.uniform(0.006, 0.05)
+    for i in range(count):
+        hit = _modes(rng, frequencies, decay * rng.uniform(0.9, 1.1))
+        _add(out, hit, i / rate * rng.uniform(0.95, 1.05), rng.uniform(0.5, 1.0))
+    return _unit(out)
+
+
+def metal_hit(rng: np.random.Generator) -> Samples:
+    """Something of metal or glass struck or dropped: inharmonic, ringing 0.03 to 0.8 s; bounces."""
+    out = np.zeros(int(2.0 * RATE_HZ))
+    frequencies, decay = rng.uniform(500, 7800, rng.integers(6, 16)), rng.uniform(0.03, 0.8)
+    moment, gap, loud = 0.0, rng.uniform(0.1, 0.5), 1.0
+    for _ in range(rng.integers(1, 7)):
+        _add(out, _modes(rng, frequencies, decay), moment, loud)
+        moment, gap, loud = moment + gap, gap * rng.uniform(0.5, 0.95), loud * rng.uniform(0.4, 0.9)
+    return _unit(out)
+
+
+def claps(rng: np.random.Generator) -> Samples:
+    """One to ten hand claps: band noise around 1 to 3 kHz, under 15 ms each."""
+    count = int(rng.integers(1, 11))
+    rate = rng.uniform(1.0, 6.0)
+    out = np.zeros(int((count / rate + 0.3) * RATE_HZ))
+    centre = rng.uniform(700, 3000)
+    band = signal.butter(1, [0.5 * centre, min(7500, 2.0 * centre)], "bandpass", fs=RATE_HZ)
+    for i in range(count):
+        n = int(rng.uniform(0.008, 0.04) * RATE_HZ)
+        clap = signal.lfilter(*band, rng.standard_normal(n) * np.exp(-np.linspace(0, 7, n)))
+        _add(out, _unit(clap), i / rate + rng.uniform(0, 0.04), rng.uniform(0.4, 1.0))
+    return _unit(out)
+
+
+def thunder(rng: np.random.Generator) -> Samples:
+    """Rumble below 100 to 900 Hz with a slow, wandering envelope; near strokes begin with crackling tears."""
+    n = int(rng.uniform(2.5, 7.0) * RATE_HZ)
+    t = np.arange(n) / RATE_HZ
+    knots = np.cumsum(rng.normal(0, 0.5, n // 1600 + 2))
+    envelope = np.exp(np.interp(np.arange(n), np.arange(len(knots)) * 1600, knots) - 0.6 * t) * (
+        1 - np.exp(-t / rng.uniform(0.03, 0.8))
+    )
+    rumble = signal.lfilter(*signal.butter(2, rng.uniform(100, 900), fs=RATE_HZ), rng.standard_normal(n)) * envelope
+    out = _unit(rumble).astype(np.float64)
+    if rng.random() < 0.4:
+        _add(out, crackle(rng, rng.uniform(0.2, 0.9)), rng.uniform(0, 0.3), rng.uniform(0.1, 0.7))
+    return _unit(out)
+
+
+def explosion(rng: np.random.Generator) -> Samples:
+    """A charge: blast wave of 5 to 40 ms, then seconds of rumble and falling debris."""
+    out = np.zeros(int(4.0 * RATE_HZ))
+    _add(out, friedlander(rng.uniform(0.005, 0.04), rng.uniform(0.4, 1.2), 0.4), 0.0)
+    n = int(rng.uniform(1.0, 3.8) * RATE_HZ)
+    rumble = signal.lfilter(*signal.butter(2, rng.uniform(80, 700), fs=RATE_HZ), rng.standard_normal(n))
+    rumble *= np.exp(-np.linspace(0, rng.uniform(3, 7), n)) * (1 - np.exp(-np.arange(n) / (0.03 * RATE_HZ)))
+    _add(out, _unit(rumble), 0.005, rng.uniform(0.3, 1.5))
+    if rng.random() < 0.5:
+        _add(out, crackle(rng, rng.uniform(0.5, 2.0)), rng.uniform(0.1, 0.6), rng.uniform(0.02, 0.2))
+    return _unit(out)
+
+
+def backfire(rng: np.random.Generator) -> Samples:
+    """An exhaust's bangs, 1 to 4, through its pipe's resonance, on an engine's hum."""
+    length = rng.uniform(1.0, 3.0)
+    t = np.arange(int(length * RATE_HZ)) / RATE_HZ
+    engine = sum(np.sin(2 * np.pi * k * rng.uniform(25, 80) * t + rng.uniform(0, 6)) / k for k in range(1, 8))
+    out = rng.uniform(0.02, 0.2) * np.asarray(engine)
+    for _ in range(rng.integers(1, 5)):
+        bang = _modes(rng, rng.uniform(60, 900, 6), rng.uniform(0.02, 0.08))
+        _add(out, bang, rng.uniform(0.0, length - 0.3), rng.uniform(0.4, 1.0))
+    return _unit(out)
+
+
+def clicks(rng: np.random.Generator) -> Samples:
+    """Faults and bumps: single samples, short dropouts' edges, a hand on the microphone."""
+    out = np.zeros(int(2.0 * RATE_HZ))
+    for _ in range(rng.integers(1, 12)):
+        kind, moment = rng.integers(3), rng.uniform(0, 1.8)
+        if kind == 0:
+            pop = np.zeros(int(rng.integers(1, 12)))
+            pop[:] = rng.choice([-1, 1])
+        elif kind == 1:
+            n = int(rng.uniform(0.02, 0.15) * RATE_HZ)
+            pop = np.sin(np.linspace(0, np.pi * rng.uniform(1, 6), n)) * np.exp(-np.linspace(0, 4, n))
+        else:
+            pop = _modes(rng, rng.uniform(1000, 7500, 4), rng.uniform(0.0005, 0.006)).astype(np.float64)
+        _add(out, pop, moment, rng.uniform(0.2, 1.0))
+    return _unit(out)
+
+
+def babble(rng: np.random.Generator, length_seconds: float) -> Samples:
+    """Speech-like: one to four voices of glottal pulses through wandering formants, in syllables, with fricatives."""
+    n = int(length_seconds * RATE_HZ)
+    t = np.arange(n) / RATE_HZ
+    out = np.zeros(n)
+    for _ in range(rng.integers(1, 5)):
+        pitch = rng.uniform(85, 260) * np.exp(0.15 * _wander(rng, n, 0.3))
+        pulses = np.diff(np.floor(np.cumsum(pitch) / RATE_HZ), prepend=0.0)
+        syllables = np.clip(np.sin(2 * np.pi * rng.uniform(2.5, 6) * t + 2 * _wander(rng, n, 0.5)), 0, None)
+        voice = np.zeros(n)
+        for centre in (rng.uniform(300, 800), rng.uniform(900, 2200), rng.uniform(2300, 3500)):
+            band = signal.butter(1, [0.85 * centre, 1.15 * centre], "bandpass", fs=RATE_HZ)
+            voice += signal.lfilter(*band, pulses)
+        fricative = np.diff(rng.standard_normal(n), prepend=0.0) * np.clip(_wander(rng, n, 0.1) - 1.0, 0, None) * 0.01
+        out += rng.uniform(0.3, 1.0) * (voice * syllables + fricative)
+    return _unit(out)
+
+
+def coloured_noise(rng: np.random.Generator, n: int) -> Samples:
+    """Noise with a random slope from +3 to -9 dB an octave and slow swelling; RMS 1."""
+    size = fft.next_fast_len(n, real=True)
+    spectrum = fft.rfft(rng.standard_normal(size, np.float32))
+    f = np.fft.rfftfreq(size, 1.0 / RATE_HZ)
+    slope_db = rng.uniform(-9, 3)
+    spectrum *= ((np.maximum(f, 60.0) / 1000.0) ** (slope_db / 6.02)).astype(np.float32)
+    noise = fft.irfft(spectrum, size)[:n] * np.exp(rng.uniform(0, 0.4) * _wander(rng, n, 0.5))
+    return np.asarray(noise / (np.sqrt(np.mean(noise**2)) + 1e-12), np.float32)
+
+
+def _wander(rng: np.random.Generator, n: int, step_seconds: float) -> npt.NDArray[np.float64]:
+    """Smooth random curve of unit variance that changes over ``step_seconds``."""
+    step = max(1, int(step_seconds * RATE_HZ))
+    knots = rng.standard_normal(n // step + 2)
+    return np.interp(np.arange(n), np.arange(len(knots)) * step, knots)
+
+
+def _modes(rng: np.random.Generator, frequencies_hz: npt.NDArray[np.float64], decay_seconds: float) -> Samples:
+    """A struck body: decaying sines, the higher the shorter."""
+    n = int(min(1.5, 7.0 * decay_seconds + 0.01) * RATE_HZ)
+    t = np.arange(n) / RATE_HZ
+    lowest = frequencies_hz.min()
+    tones = [
+        rng.uniform(0.2, 1.0)
+        * np.sin(2 * np.pi * f * t + rng.uniform(0, 6.28))
+        * np.exp(-t / decay_seconds * (f / lowest) ** 0.3)
+        for f in frequencies_hz
+    ]
+    return _unit(np.sum(tones, axis=0))
+
+
+def _add(out: npt.NDArray[np.floating], x: npt.NDArray[np.floating], start_seconds: float, gain: float = 1.0) -> None:
+    start = int(start_seconds * RATE_HZ)
+    end = min(len(out), start + len(x))
+    if end > start:
+        out[start:end] += gain * x[: end - start]
+
+
+def _unit(x: npt.NDArray[np.floating]) -> Samples:
+    peak = np.max(np.abs(x)) if len(x) else 0.0
+    return (x / peak if peak > 0 else x).astype(np.float32)
