@@ -766,7 +766,7 @@ def _take_section(section: str, node: yaml.MappingNode, name: str, raw: _Raw) ->
             raw.errors.append(f"{place}: {_clip(path)}: stands twice, first at {seen[key]}; allowed: once")
             continue
         seen[key] = place
-        if not isinstance(key_node, yaml.ScalarNode) or key not in fields:
+        if key not in fields:
             raw.errors.append(f"{place}: {_unknown(section, key)}")
         elif path in _SECTIONS:
             if isinstance(value_node, yaml.MappingNode):
@@ -835,7 +835,6 @@ def _read_environment(environ: Mapping[str, str], raw: _Raw) -> None:
         if is_list and isinstance(value, str) and path != "bus.kafka.bootstrap_servers":
             value = [value]
         raw.values[path] = value
-        raw.faulty.discard(path)
 
 
 def _resolve(raw: _Raw) -> None:

@@ -219,6 +219,7 @@ def test_the_environment_can_mend_a_faulty_value(tmp_path: Path) -> None:
         ("batch: {hop_seconds: 0.5}", ["batch.hop_seconds: 0.5", "0.96 or 0.48"]),
         ("batch: {max_batch: 48}", ["batch.max_batch: 48", "a power of two"]),
         ("decision: {open_threshold: .nan}", ["decision.open_threshold: .nan", "from 0 to 1 or null"]),
+        ("bus: {embedded: {retention_seconds: .inf}}", ["bus.embedded.retention_seconds: .inf", "at least 1"]),
         ("decision: {hold_seconds: .inf}", ["decision.hold_seconds: .inf"]),
         ("decision: {hold_seconds: -.inf}", ["decision.hold_seconds: -.inf"]),
         ("decision: {family: []}", ["decision.family: []"]),
@@ -320,8 +321,8 @@ def test_all_errors_come_at_once_and_contradictions_beside_faulty_values(tmp_pat
 
 
 def test_a_contradiction_with_a_faulty_value_is_not_invented(tmp_path: Path) -> None:
-    (line,) = refused(tmp_path, "decision: {open_threshold: 7, close_threshold: 0.9}")
-    assert "decision.open_threshold: 7" in line
+    (line,) = refused(tmp_path, "decision: {min_support: 9, support_window_examples: 0}")
+    assert "decision.support_window_examples: 0" in line
 
 
 def test_an_unknown_variable_is_refused_with_the_nearest(tmp_path: Path) -> None:
