@@ -147,7 +147,14 @@ def _recut(blocks: Iterator[Int16Array]) -> Iterator[Int16Array]:
     """Blocks of any size -> blocks of exactly one chunk, the last one shorter."""
     parts: list[Int16Array] = []
     held = 0
-    for block in blocks:
+    failure: AudioError | None = None
+    while True:
+        try:
+            block = next(blocks, None)
+        except AudioError as e:  # what came before it counts
+            failure, block = e, None
+        if block is None:
+            break
         taken = 0
         while taken < len(block):
             part = block[taken : taken + CHUNK_SAMPLES - held]
@@ -159,6 +166,8 @@ def _recut(blocks: Iterator[Int16Array]) -> Iterator[Int16Array]:
                 parts, held = [], 0
     if held:
         yield np.concatenate(parts)
+    if failure is not None:
+        raise failure
 
 
 class FilePlayer:
