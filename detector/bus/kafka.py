@@ -51,6 +51,7 @@ _BOOTSTRAP_SECONDS = 10.0
 _CLOSE_SECONDS = 5.0
 _CALLBACK_LOOK_SECONDS = 0.002
 _TOKEN_SECONDS = 10.0
+_HEARTBEAT_MS = 500  # also how soon a member learns of a rebalance
 _NEVER_MS = 2**31 - 1
 _RECORD_OVERHEAD_BYTES = 64
 _TOPIC_EXISTS = errors.TopicAlreadyExistsError.errno
@@ -600,7 +601,7 @@ class KafkaConsumer:
             config |= {
                 "group_instance_id": member_id,
                 "session_timeout_ms": session_ms,
-                "heartbeat_interval_ms": min(3000, session_ms // 3),
+                "heartbeat_interval_ms": min(_HEARTBEAT_MS, session_ms // 3),
                 "max_poll_interval_ms": int(settings.max_poll_interval_seconds * 1000),
                 "partition_assignment_strategy": (CooperativeStickyAssignor,),
             }
@@ -610,6 +611,8 @@ class KafkaConsumer:
                 if group is None:
                     self._assign_everything(start)
                 else:
+                    for topic in self._topics:
+                        self._client.partitions_for_topic(topic)  # else the first assignment is empty, a round lost
                     self._client.subscribe(list(self._topics), listener=_Listener(self))
             except BaseException:
                 self._client.close(autocommit=False, timeout_ms=0)
