@@ -438,7 +438,7 @@ def stdin_command(rate: int, channels: int, sample_format: str, stream_id: str, 
     from producers.pipe import PipeSource
 
     run = _run_of(common)
-    source = PipeSource(sys.stdin.fileno(), rate, channels, sample_format, live=realtime)
+    source = PipeSource(0, rate, channels, sample_format, live=realtime)
     _run_sources(run, [(stream_id, source)], waits=not realtime)
 
 
