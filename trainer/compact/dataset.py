@@ -142,7 +142,7 @@ def load_data(plan: DataPlan) -> TrainingData:
 
 
 def ask_teacher(teacher: Path, pcm: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
-    """CED's 527 probabilities for each example of a stretch of PCM (which begins with the first example's look-back)."""
+    """CED's 527 probabilities for each example of a stretch of PCM, which begins with the first one's look-back."""
     examples = np.lib.stride_tricks.sliding_window_view(pcm, EXAMPLE_SAMPLES)[::EXAMPLE_HOP_SAMPLES]
     waveform = np.zeros((len(examples), _TEACHER_SAMPLES), np.float32)
     waveform[:, :EXAMPLE_SAMPLES] = examples / np.float32(32768)

@@ -1,7 +1,8 @@
 """Dev recordings through a model the way it is served -> recall, false alarms and the operating curve. Sixth stage.
 
 A recording is a stream of 0.96 s chunks, the last one filled up with zeros; example k is the 240 samples before
-chunk k and the chunk; each window holds the last ten embeddings 0.96 s apart. A recording's score is the largest family score.
+chunk k and the chunk; each window holds the last ten embeddings 0.96 s apart. A recording's score is the largest
+family score.
 """
 
 from __future__ import annotations

@@ -135,9 +135,12 @@ def read_index(audio_dir: Path) -> list[IndexRow]:
 
 
 def read_onsets(audio_dir: Path) -> dict[str, tuple[list[float], int]]:
-    """Live-fire file -> (onset seconds in order, rounds fired in that test)."""
+    """Live-fire file -> (onset seconds in order, rounds fired in that test). Raises ConfigError where absent."""
+    path = audio_dir / "shotspotter" / "onsets.csv"
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing: set DATA_DIR to the data folder (see its README).")
     onsets: dict[str, tuple[list[float], int]] = {}
-    with (audio_dir / "shotspotter" / "onsets.csv").open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             onsets.setdefault(row["file"], ([], int(row["num_rounds"])))[0].append(float(row["onset_seconds"]))
     return {path: (sorted(times), rounds) for path, (times, rounds) in onsets.items()}

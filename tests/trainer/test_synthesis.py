@@ -1,0 +1,86 @@
+"""What synthesis promises: the same sound from the same seed, and the physics it claims."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.compact import synthesis
+from trainer.compact.synthesis import LEAD_SAMPLES, RATE_HZ
+
+MAKERS: list[Callable[[np.random.Generator], np.ndarray]] = [
+    synthesis.firework,
+    synthesis.firecrackers,
+    synthesis.door_slam,
+    synthesis.knocks,
+    synthesis.metal_hit,
+    synthesis.claps,
+    synthesis.thunder,
+    synthesis.explosion,
+    synthesis.backfire,
+    synthesis.clicks,
+    synthesis.action_clatter,
+    lambda rng: synthesis.shot(rng, 120.0)[0],
+    lambda rng: synthesis.place_response(rng, "urban"),
+    lambda rng: synthesis.babble(rng, 1.0),
+]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_same_seed_gives_the_same_finite_sound_and_another_seed_another(
+    make: Callable[[np.random.Generator], np.ndarray],
+) -> None:
+    first, again, other = (make(np.random.default_rng(seed)) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert np.isfinite(first).all()
+    assert first.dtype == np.float32
+    assert not np.array_equal(first[: len(other)], other[: len(first)])
+
+
+@given(st.floats(0.0003, 0.02))
+def test_a_blast_crosses_zero_after_its_positive_phase(duration_seconds: float) -> None:
+    blast = synthesis.friedlander(duration_seconds)
+    peak = int(np.argmax(blast))
+    crossing = peak + int(np.argmax(blast[peak:] < 0))
+    assert abs(peak - LEAD_SAMPLES) <= 2
+    assert abs((crossing - LEAD_SAMPLES) / RATE_HZ - duration_seconds) < 1.5e-4
+
+
+def test_a_shock_wave_leads_by_the_geometry_of_its_path() -> None:
+    # Overhead: the projectile flies 100 m at Mach 2 in half the time its blast needs.
+    assert synthesis.shock_lead_seconds(100.0, 0.0, 686.0) == pytest.approx(100 / 343 - 100 / 686)
+    # 10 m beside the path the shock cone still needs 10 m * sqrt(1 - 1/M^2) of sound.
+    expected = math.hypot(100, 10) / 343 - 100 / 686 - 10 * math.sqrt(0.75) / 343
+    assert synthesis.shock_lead_seconds(100.0, 10.0, 686.0) == pytest.approx(expected)
+    assert synthesis.shock_lead_seconds(100.0, 10.0, 340.0) == 0.0
+
+
+def test_air_takes_the_treble_first_and_more_with_distance() -> None:
+    click = np.zeros(4096, np.float32)
+    click[100] = 1.0
+
+    def level_db(distance_metres: float, hz: float) -> float:
+        spectrum = np.abs(np.fft.rfft(synthesis.air_absorption(click, distance_metres)))
+        return float(20 * np.log10(spectrum[round(hz * len(click) / RATE_HZ)]))
+
+    assert level_db(500, 500) - level_db(500, 4000) > 5
+    assert level_db(100, 4000) - level_db(1000, 4000) > 15
+    assert abs(level_db(0, 4000)) < 0.1
+
+
+@pytest.mark.parametrize("place", ["open", "urban", "forest", "indoor"])
+def test_direct_sound_arrives_first(place: str) -> None:
+    response = synthesis.place_response(np.random.default_rng(3), place)
+    assert response[0] == pytest.approx(1.0, abs=0.5)
+    assert np.argmax(np.abs(response) > 0) == 0
+
+
+def test_automatic_fire_is_regular_and_firecrackers_are_not() -> None:
+    gaps = np.diff(synthesis.burst_times(np.random.default_rng(2), "automatic"))
+    assert 1 / 22 < gaps.mean() < 1 / 6
+    assert gaps.std() < 0.1 * gaps.mean()
