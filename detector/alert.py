@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import uuid
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -195,48 +194,6 @@ class SampleClock(Protocol):
     def at_ns(self, sample: int) -> int:
         """Unix nanoseconds."""
         ...
-
-
-class CaptureClock:
-    """Sample index -> capture time, from the chunks of one run: that of the chunk which holds the sample.
-
-    Holds what ``forget_before`` leaves; a caller keeps it at an open alert's first onset.
-    """
-
-    def __init__(self) -> None:
-        self._first_samples: list[int] = []
-        self._captured_at_ns: list[int] = []
-
-    def add(self, first_sample: int, captured_at_ns: int) -> None:
-        """Note a chunk. Chunks come in order; ValueError otherwise."""
-        if self._first_samples and first_sample <= self._first_samples[-1]:
-            raise ValueError(f"Chunk at sample {first_sample} does not come after {self._first_samples[-1]}.")
-        self._first_samples.append(first_sample)
-        self._captured_at_ns.append(captured_at_ns)
-
-    def forget_before(self, sample: int) -> None:
-        """Drop the chunks that end at or before ``sample``, but never the newest."""
-        drop = min(bisect_right(self._first_samples, sample) - 1, len(self._first_samples) - 1)
-        if drop > 0:
-            del self._first_samples[:drop]
-            del self._captured_at_ns[:drop]
-
-    def reset(self) -> None:
-        self._first_samples.clear()
-        self._captured_at_ns.clear()
-
-    def at_ns(self, sample: int) -> int:
-        """Capture time of ``sample``, Unix nanoseconds. Before the oldest or after the newest chunk: by their clock.
-
-        Raises ValueError where there is no chunk.
-        """
-        if not self._first_samples:
-            raise ValueError("No chunk was noted yet, so that no sample has a capture time.")
-        i = max(0, bisect_right(self._first_samples, sample) - 1)
-        return max(0, self._captured_at_ns[i] + (sample - self._first_samples[i]) * _SAMPLE_NS)
-
-    def __len__(self) -> int:
-        return len(self._first_samples)
 
 
 def build(

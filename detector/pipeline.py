@@ -22,7 +22,7 @@ from detector.decision import DecisionSettings, InterruptReason, ScoredExample, 
 from detector.embedders.params import EMBEDDING_SIZE
 from detector.errors import ChunkError, ConfigError
 from detector.examples import LOOKBACK_SAMPLES, Example, hop_samples_of
-from detector.onset import Onset, find_onsets
+from detector.onset import SEARCH_BACK_SAMPLES, Onset, find_onsets
 from detector.stream import Arrival, ChunkMark, StreamState
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ class Pipeline:
     def _end_run(self, stream: StreamState, reason: InterruptReason, silent: bool) -> None:
         if not silent:
             self.account.resets[reason] += 1
-        stream.end_run()
+        stream.assembler.reset()
         self._work.append(_RunEnd(stream, reason, silent))
 
     def _next_batch(self) -> list[_ChunkWork | _RunEnd]:
@@ -319,7 +319,7 @@ class Pipeline:
         stream = work.stream
         transitions = stream.decision.interrupt(work.reason)
         emitted = [] if work.silent else [self._emit(stream, t) for t in transitions]
-        stream.begin_run()
+        stream.forget_decided()
         return emitted
 
     def _decide(self, work: _ChunkWork, scores: Iterator[Float32Array]) -> list[Emitted]:
@@ -368,7 +368,8 @@ class Pipeline:
 
 
 def _find_onsets(example: Example) -> list[Onset]:
-    return find_onsets(example.context, example.start_sample - LOOKBACK_SAMPLES)
+    first_sample = example.start_sample - LOOKBACK_SAMPLES
+    return find_onsets(example.context, first_sample, search_from=example.start_sample - SEARCH_BACK_SAMPLES)
 
 
 def pipeline_for(

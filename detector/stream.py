@@ -107,9 +107,9 @@ class Window:
 class StreamState:
     """One sensor's run. Memory is bounded: window, look-back, and one mark a chunk for as long as an alert may last.
 
-    Chunks are accepted ahead of being scored, so there are two sides: ``accept`` and ``end_run`` work on arrival
-    (``newest``, ``assembler``); ``begin_chunk``, ``end_chunk`` and ``begin_run`` work when the network has answered
-    (``window``, ``decision``, ``marks``). ``reset`` is both.
+    Chunks are accepted ahead of being embedded, and embedded ahead of being decided. Each of the three steps has its own
+    part of the state, and is told on its own where a run ends: ``assembler`` and ``newest``; ``window``; ``decision``
+    and ``marks``. ``reset`` is all of them.
     """
 
     def __init__(self, stream_id: str, *, hop_samples: int, window_examples: int, decision: DecisionSettings) -> None:
@@ -123,8 +123,9 @@ class StreamState:
     def reset(self) -> None:
         """Forget all; the next chunk begins a new run."""
         self.newest = None
-        self.end_run()
-        self.begin_run()
+        self.assembler.reset()
+        self.window.reset()
+        self.forget_decided()
 
     def is_duplicate(self, chunk: Chunk) -> bool:
         """The run has been past this chunk: it was sent or read twice."""
@@ -149,13 +150,8 @@ class StreamState:
         self.newest = ChunkMark.of(arrival)
         return self.assembler.push(arrival.chunk.pcm, arrival.chunk.first_sample)
 
-    def end_run(self) -> None:
-        """What arrives next is not contiguous with what arrived before."""
-        self.assembler.reset()
-
-    def begin_run(self) -> None:
-        """What is scored next is not contiguous with what was scored before."""
-        self.window.reset()
+    def forget_decided(self) -> None:
+        """What is decided next is not contiguous with what was decided before."""
         self.decision.reset()
         self.marks.clear()
 

@@ -34,8 +34,8 @@ class CrestScorer:
         for i, (window, count) in enumerate(zip(windows, num_frames, strict=True)):
             newest = window[count - 1]
             crest = newest.max() / (newest.mean() + 0.01)
-            nudge = 0.2 * np.tanh(window[: count - 1].astype(np.float64).sum())
-            out[i, 0] = np.clip((crest - 4.0) / 5.0 + nudge, 0, 1)
+            nudge = 0.2 * (10.0 * float(window[: count - 1].astype(np.float64).sum()) % 1.0)
+            out[i, 0] = 0.75 * np.clip((crest - 4.0) / 3.0, 0, 1) + nudge  # never clipped: each nudge shows
             out[i, 1] = out[i, 0] / 2
             out[i, 2] = 0.25
         return out

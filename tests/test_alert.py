@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import detector
 from detector import alert as alerts
 from detector import chunk as chunks
-from detector.alert import Alert, AudioRange, CaptureClock, ModelIdentity
+from detector.alert import Alert, AudioRange, ModelIdentity
 from detector.bus.base import Headers
 from detector.chunk import CHUNK_SAMPLES, Chunk, Location
 from detector.decision import Decision, DecisionSettings, ScoredExample
@@ -44,10 +44,15 @@ def _life(
     **context: Any,
 ) -> list[Alert]:
     """All events of a run that fires from its second example on, then is quiet."""
-    decision, clock, made = Decision(SETTINGS), CaptureClock(), []
+    decision, made = Decision(SETTINGS), []
+
+    class Clock:
+        def at_ns(self, sample: int) -> int:
+            k = max(0, sample) // CHUNK_SAMPLES
+            return started_ns + k * (960_000_000 + drift_ns) + (sample - k * CHUNK_SAMPLES) * 62_500
+
     for k, row in enumerate(((0.0,) * 4, *scores, *((0.0,) * 4,) * 4)):
         start = k * CHUNK_SAMPLES - 240
-        clock.add(k * CHUNK_SAMPLES, started_ns + k * (960_000_000 + drift_ns))
         onset = Onset(max(0, start + onset_offset), -12.5, 20.1, True)
         for transition in decision.step(ScoredExample(start, start + 15_600, row), lambda onset=onset: [onset]):
             made.append(
@@ -57,7 +62,7 @@ def _life(
                     session=session,
                     labels=LABELS,
                     settings=SETTINGS,
-                    clock=clock,
+                    clock=Clock(),
                     model=model,
                     **context,
                 )
@@ -255,24 +260,6 @@ def test_an_alert_the_schema_forbids_is_not_sent() -> None:
     for wrong in ({"score": float("nan")}, {"score": 2.0}, {"clock_error_seconds": -1.0}, {"evidence": ("",)}):
         with pytest.raises(AlertError, match="can't be sent"):
             alerts.encode(replace(_life()[0], **wrong))
-
-
-def test_the_capture_clock_follows_each_chunk_and_forgets_on_request() -> None:
-    clock = CaptureClock()
-    with pytest.raises(ValueError, match="No chunk"):
-        clock.at_ns(0)
-    for k, jitter in enumerate((0, 700, -300)):
-        clock.add(k * CHUNK_SAMPLES, STARTED_NS + k * 960_000_000 + jitter)
-    assert clock.at_ns(CHUNK_SAMPLES - 1) == STARTED_NS + (CHUNK_SAMPLES - 1) * 62_500
-    assert clock.at_ns(CHUNK_SAMPLES) == STARTED_NS + 960_000_700
-    assert clock.at_ns(3 * CHUNK_SAMPLES) == STARTED_NS + 3 * 960_000_000 - 300
-    clock.forget_before(CHUNK_SAMPLES + 5)
-    assert len(clock) == 2
-    assert clock.at_ns(CHUNK_SAMPLES + 16) == STARTED_NS + 960_000_700 + 1_000_000
-    clock.forget_before(10**9)
-    assert len(clock) == 1
-    with pytest.raises(ValueError, match="does not come after"):
-        clock.add(2 * CHUNK_SAMPLES, STARTED_NS)
 
 
 def test_the_published_schema_is_the_codes_own() -> None:

@@ -83,9 +83,7 @@ def test_a_shot_opens_and_closes_one_alert_with_its_onset_by_the_capture_clock()
 @pytest.mark.parametrize("hop_seconds", [0.96, 0.48])
 def test_alerts_do_not_depend_on_how_chunks_are_batched(hop_seconds):
     rng = np.random.default_rng(2)
-    streams = [
-        chunks_of(f"s{i}", audio(rng, 15, rng.integers(0, 14 * CHUNK_SAMPLES, 2))) for i in range(5)
-    ]
+    streams = [chunks_of(f"s{i}", audio(rng, 15, rng.integers(0, 14 * CHUNK_SAMPLES, 2))) for i in range(5)]
     log = log_of(*streams)
     results = []
     for batch, max_batch in ((1, 64), (7, 64), (75, 4), (75, 64)):
@@ -130,6 +128,22 @@ def test_state_rebuilt_from_the_log_continues_exactly_at_any_cut():
     assert carried_over > 20
 
 
+@pytest.mark.parametrize("hop_seconds", [0.96, 0.48])
+def test_one_stream_is_rebuilt_from_no_more_than_its_window_and_its_alert(hop_seconds):
+    rng = np.random.default_rng(11)
+    log = log_of(chunks_of("a", audio(rng, 60, [20 * CHUNK_SAMPLES + 5000, 45 * CHUNK_SAMPLES + 15300])))
+    whole = [e.alert for e in feed(make_pipeline(hop_seconds=hop_seconds), log, 1)]
+    assert len(whole) == 4
+    for cut in range(1, 60):
+        before = make_pipeline(hop_seconds=hop_seconds)
+        told = [e.alert for e in feed(before, log[:cut], 1)]
+        read_from, since = before.rebuild_plan(PARTITION, cut)
+        assert cut - read_from <= 10 + 2 + 5
+        after = make_pipeline(hop_seconds=hop_seconds)
+        after.rebuild(PARTITION, Rebuild(cut, since))
+        assert told + [e.alert for e in feed(after, log[read_from:], 9)] == whole
+
+
 def test_a_rebuild_that_forgets_an_open_decision_would_be_noticed():
     log = log_of(chunks_of("a", audio(np.random.default_rng(1), 12, [5 * CHUNK_SAMPLES + 4321])))
     before = make_pipeline()
@@ -169,9 +183,7 @@ def test_a_chunk_that_comes_twice_is_analysed_once():
     alerts = [e.alert for e in feed(pipeline, log_of(twice))]
     assert pipeline.account.duplicates == 8
     assert pipeline.account.analysed == 8
-    assert [a.onset_sample for a in alerts] == [
-        e.alert.onset_sample for e in feed(make_pipeline(), log_of(chunks))
-    ]
+    assert [a.onset_sample for a in alerts] == [e.alert.onset_sample for e in feed(make_pipeline(), log_of(chunks))]
 
 
 def test_one_stream_too_many_is_refused_and_the_others_go_on():
@@ -236,7 +248,7 @@ class _Manifest:
     family = ("Gunshot, gunfire",)
     look_alikes = ("Fireworks",)
 
-    class decision:  # noqa: N801
+    class decision:
         open_threshold = 0.8
         close_threshold = 0.4
 
