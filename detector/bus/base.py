@@ -64,13 +64,15 @@ class Consumer(Protocol):
 
     After a partition is assigned, reading starts at the committed offset, or where nothing was committed yet
     at the beginning (``start="earliest"``) or end (``start="latest"``), unless ``on_assigned`` seeks elsewhere.
+    Callbacks run while ``poll`` waits, on Kafka in another thread; ``close`` runs none. What ``on_revoked`` names can
+    still be committed in it, unless the group had given the member up: then that raises CommitFenced.
     """
 
     def poll(self, timeout_seconds: float, max_records: int = 500) -> list[Record]:
         """Return up to ``max_records`` records, in offset order in each partition; empty after ``timeout_seconds``.
 
         Returns as soon as there is anything. Runs the rebalance callbacks and keeps the membership alive.
-        Raises BusUnavailable or BusDamaged.
+        Raises BusUnavailable or BusDamaged; CommitFenced when another process took this member's static name.
         """
         ...
 
@@ -105,7 +107,10 @@ class Consumer(Protocol):
     def resume(self, partitions: Iterable[TopicPartition]) -> None: ...
 
     def close(self) -> None:
-        """Leave the group at once, so that others take over without waiting. Commits nothing."""
+        """Leave the group at once, so that others take over without waiting. Commits nothing.
+
+        On Kafka a member with a static name keeps its partitions for the session timeout, to come back undisturbed.
+        """
         ...
 
 
@@ -132,14 +137,18 @@ class Producer(Protocol):
         ...
 
     def flush(self, timeout_seconds: float = 30.0) -> None:
-        """Return once all that was sent is stored (in a transaction: is with the bus).
+        """Return once all that was sent is stored (in a transaction nothing is until ``commit``).
 
         Raises BusUnavailable if that did not happen in time; unsent records are kept for the next flush.
         """
         ...
 
     def commit(self, consumer: Consumer, commits: Mapping[TopicPartition, Commit]) -> None:
-        """Flush, then commit the consumer's positions; in one transaction where the producer is transactional."""
+        """Flush, then commit the consumer's positions; in one transaction where the producer is transactional.
+
+        When it raises, nothing took effect and the records are kept: commit again, or ``abort``.
+        Raises CommitFenced for a lost partition, or when a newer producer has the transactional id.
+        """
         ...
 
     def abort(self) -> None:

@@ -16,7 +16,7 @@ from detector.bus.base import Bus, Commit, Consumer, Record, TopicPartition, Top
 from detector.config import BusSettings
 from detector.errors import BusError, CommitFenced
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 Factory = Callable[[], Bus]
 
 READ_UNTIL_KILLED = """
