@@ -251,9 +251,9 @@ def test_memory_stays_flat_over_many_calls(model: Model) -> None:
                 model.embed(pcm[: 1 + i % 4])
         return psutil.Process().memory_info().rss
 
-    work(500)
+    work(300)
     functions = (len(model._embed_by_size), len(model._classify_by_size))
-    before = work(500)
-    after = work(3_000)
+    before = work(300)
+    after = work(1_500)
     assert after - before < 12 << 20
     assert (len(model._embed_by_size), len(model._classify_by_size)) == functions

@@ -105,7 +105,7 @@ def test_graph_follows_every_16_khz_signal(
     for name in signals(golden):
         pcm = golden[f"pcm_{name}"]
         if int(golden[f"fs_{name}"]) == 16_000 and pcm.ndim == 1 and len(pcm) >= EXAMPLE_SAMPLES:
-            np.testing.assert_allclose(graph(cut(pcm)), golden[f"logmel_{name}"], rtol=0, atol=5e-4, err_msg=name)
+            np.testing.assert_allclose(graph(cut(pcm)), golden[f"logmel_{name}"], rtol=0, atol=7e-4, err_msg=name)
             tried += 1
     assert tried
 
@@ -118,8 +118,8 @@ def test_looking_back_240_samples_is_the_reference_on_240_zeros_and_the_file(
     assert_rounds_to(log_mel_examples(int16_to_float(pcm)), streaming["logmel_whole"])
     looking_back = np.concatenate([np.zeros(CARRY_SAMPLES, np.int16), pcm])
     assert_rounds_to(log_mel_examples(int16_to_float(looking_back)), streaming["logmel_prepend240"])
-    np.testing.assert_allclose(graph(cut(looking_back)), streaming["logmel_prepend240"], rtol=0, atol=5e-4)
-    np.testing.assert_allclose(graph(cut(pcm)), streaming["logmel_whole"], rtol=0, atol=5e-4)
+    np.testing.assert_allclose(graph(cut(looking_back)), streaming["logmel_prepend240"], rtol=0, atol=7e-4)
+    np.testing.assert_allclose(graph(cut(pcm)), streaming["logmel_whole"], rtol=0, atol=7e-4)
 
 
 @pytest.mark.golden
