@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 MIN_RATE_HZ = 1_000
 MAX_RATE_HZ = 384_000
 MAX_CHANNELS = 64
+_PIECE_SAMPLES = 2 * RATE_HZ
 KAISER_BEST_ZEROS = 50  # half length of the reference filter, in samples of the lower rate
 
 FloatArray = npt.NDArray[np.float64]
@@ -116,7 +117,9 @@ class ReferenceResampler:
 
     def process(self, x: FloatArray) -> FloatArray:
         self._held = np.concatenate([self._held, x])
-        return self._emit((self._end() - self._context) * RATE_HZ // self._rate_hz)
+        ready = (self._end() - self._context) * RATE_HZ // self._rate_hz
+        # resampy prepares its filter anew for each call, which costs as much as half a second of sound.
+        return self._emit(ready if ready - self._emitted >= _PIECE_SAMPLES else 0)
 
     def finish(self) -> FloatArray:
         return self._emit(self._end() * RATE_HZ // self._rate_hz)
