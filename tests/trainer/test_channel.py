@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from detector.chunk import RATE_HZ
 from trainer.compact import channel
-from trainer.compact.synthesis import RATE_HZ
 
 
 def _noise(seconds: float = 1.0) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from detector.chunk import RATE_HZ
 from detector.embedders.params import EXAMPLE_HOP_SAMPLES, EXAMPLE_SAMPLES
 from detector.errors import ConfigError, ModelError
 from detector.model import load_model
@@ -20,8 +21,6 @@ from trainer.compact.packaging import choose_thresholds, export, operating_curve
 from trainer.compact.pools import LABELS, Clip, Pool, find_onsets, load_pool, read_index
 from trainer.compact.scenes import SCENE_EXAMPLES, SCENE_SAMPLES, UNDECIDED_SAMPLES, compose
 from trainer.compact.training import Trained, TrainingSettings, scorer_of, train_embedder, train_head
-
-RATE_HZ = synthesis.RATE_HZ
 
 
 @pytest.fixture(scope="module")

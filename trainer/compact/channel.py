@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import signal
 
-from trainer.compact.synthesis import RATE_HZ, coloured_noise
+from detector.chunk import RATE_HZ
+from trainer.compact.synthesis import coloured_noise
 
 FloatArray = npt.NDArray[np.float32]
 _MU_LAW = 0
@@ -40,27 +41,18 @@ class Recording:
 
 def record(rng: np.random.Generator, x: FloatArray, *, codecs: bool = True) -> Recording:
     """Scene ``(n,)`` of any level -> 16 kHz int16 through a random microphone, amplifier, converter and codec."""
-    x = _microphone(rng, np.asarray(x, np.float32))
-    if rng.random() < 0.4:
-        x = compress(
-            x,
-            threshold_db=rng.uniform(-45, -6),
-            ratio=float(rng.choice([2.0, 4.0, 10.0, 50.0])),
-            attack_seconds=float(10 ** rng.uniform(-3.3, -1.5)),
-            release_seconds=float(10 ** rng.uniform(-1.5, 0.2)),
-        )
+    x = np.asarray(x, np.float32)
+    plain = rng.random() < 0.45  # a clean recorder: level, band limit and word length only
+    if not plain:
+        x = _amplifier(rng, _microphone(rng, x))
     peak = float(np.max(np.abs(x))) + 1e-9
-    if rng.random() < 0.3:
-        limit = peak * 10 ** (-rng.uniform(1, 26) / 20)
-        x = limit * np.tanh(x / limit) if rng.random() < 0.5 else np.clip(x, -limit, limit)
-        peak = float(np.max(np.abs(x))) + 1e-9
-    if rng.random() < 0.6:
+    if rng.random() < (0.35 if plain else 0.6):
         x = band_limit(x, float(rng.choice([3000, 3400, 4000, 4000, 5000, 5500, 6000, 6000, 7000])))
-    bits = int(rng.choice([16, 12, 8, 0], p=[0.6, 0.07, 0.23, 0.1]))
+    bits = int(rng.choice([16, 12, 8, _MU_LAW], p=[0.75, 0.0, 0.25, 0.0] if plain else [0.6, 0.07, 0.23, 0.1]))
     level_db = rng.uniform(_QUIETEST_PEAK_DBFS[bits], 3) if rng.random() < 0.75 else rng.uniform(-6, 6)
     gain = 10 ** (level_db / 20) / peak
     x = x * np.float32(gain)
-    floor_dbfs = rng.uniform(-100, -45)
+    floor_dbfs = rng.uniform(-105, -75) if plain else rng.uniform(-100, -45)
     x = x + np.float32(10 ** (floor_dbfs / 20)) * coloured_noise(rng, len(x))
     if rng.random() < 0.1:
         at = int(rng.uniform(0.05, 0.95) * len(x))
@@ -69,10 +61,26 @@ def record(rng: np.random.Generator, x: FloatArray, *, codecs: bool = True) -> R
         x = x + np.float32(rng.uniform(-0.05, 0.05))
     x, audible = _silence(rng, x)
     pcm = mu_law(x) if bits == _MU_LAW else quantise(x, bits)
-    if codecs and rng.random() < 0.15:
+    if codecs and not plain and rng.random() < 0.25:
         pcm = through_codec(pcm, *_CODECS[rng.integers(len(_CODECS))])
     noise = 10 * np.log10(10 ** (floor_dbfs / 10) + 10 ** (_QUANTISATION_DBFS[bits] / 10))
     return Recording(pcm, audible, float(noise), float(20 * np.log10(gain)))
+
+
+def _amplifier(rng: np.random.Generator, x: FloatArray) -> FloatArray:
+    """Automatic gain and overload, each in some recordings."""
+    if rng.random() < 0.4:
+        x = compress(
+            x,
+            threshold_db=rng.uniform(-45, -6),
+            ratio=float(rng.choice([2.0, 4.0, 10.0, 50.0])),
+            attack_seconds=float(10 ** rng.uniform(-3.3, -1.5)),
+            release_seconds=float(10 ** rng.uniform(-1.5, 0.2)),
+        )
+    if rng.random() < 0.3:
+        limit = (float(np.max(np.abs(x))) + 1e-9) * 10 ** (-rng.uniform(1, 26) / 20)
+        x = limit * np.tanh(x / limit) if rng.random() < 0.5 else np.clip(x, -limit, limit)
+    return np.asarray(x, np.float32)
 
 
 def _microphone(rng: np.random.Generator, x: FloatArray) -> FloatArray:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from detector.chunk import RATE_HZ
 from detector.embedders.params import CARRY_SAMPLES, EXAMPLE_HOP_SAMPLES, EXAMPLE_SAMPLES
 from trainer.compact import synthesis
 from trainer.compact.channel import compress, record
 from trainer.compact.pools import LABELS, Clip, Pool
-from trainer.compact.synthesis import LEAD_SAMPLES, RATE_HZ
+from trainer.compact.synthesis import LEAD_SAMPLES
 
 SCENE_EXAMPLES = 10
 SCENE_SAMPLES = CARRY_SAMPLES + SCENE_EXAMPLES * EXAMPLE_HOP_SAMPLES
@@ -65,13 +66,15 @@ def compose(pool: Pool, seed: int, index: int, *, codecs: bool = True) -> Scene:
     """Scene ``index`` of the data set that ``seed`` names: the same whenever and wherever it is made."""
     rng = np.random.default_rng([seed, index])
     draw = rng.random()
-    if draw < 0.16:
+    if draw < 0.25:
         return _live_scene(rng, pool, codecs)
-    has_shots = draw < 0.58
+    if draw < 0.48:
+        return _single_recording(rng, pool, codecs)
+    has_shots = draw < 0.76
     background = _background(rng, pool)
     events: list[_Event] = []
     if has_shots:
-        close = rng.random() < 0.45
+        close = rng.random() < 0.55
         events += _shots(rng, pool, close=close)
     if rng.random() < (0.3 if has_shots else 0.85):
         events += _look_alikes(rng, pool, int(rng.integers(1, 5)))
@@ -142,7 +145,7 @@ def _shots(rng: np.random.Generator, pool: Pool, *, close: bool) -> list[_Event]
         single = _dry_excerpt(rng, pool) if draw < 0.6 else None
         dry, onsets = _volley(rng, times, distance, single, close)
         wet = synthesis.convolve(dry, response)
-        if close and rng.random() < 0.5:
+        if close and rng.random() < 0.7:
             wet = _camera(rng, wet)
         events.append(_Event(wet, start, GUNSHOT, onsets, level_db=_loudness(rng, close)))
         start += onsets[-1] + int(rng.uniform(0.3, 4.0) * RATE_HZ)
@@ -221,7 +224,7 @@ def _recorded(rng: np.random.Generator, pool: Pool, clip: Clip, close: bool) -> 
         x = synthesis.air_absorption(x, distance)
         response = synthesis.place_response(rng, str(rng.choice(["open", "urban", "forest", "indoor"])), 1.5)
         x = synthesis.convolve(x, response)
-    if close and not clip.weak and rng.random() < 0.4:
+    if close and not clip.weak and rng.random() < 0.6:
         x = _camera(rng, x)
     level = rng.uniform(8, 50) if not clip.weak else rng.uniform(6, 30)
     return _Event(x, start, GUNSHOT, clip.onsets, clip.complete, 0.7 if clip.weak else 1.0, level)
@@ -250,7 +253,7 @@ def _look_alikes(rng: np.random.Generator, pool: Pool, count: int) -> list[_Even
     """Sounds that are no gunfire, recorded and made, near and far."""
     events = []
     for _ in range(count):
-        if rng.random() < 0.65:
+        if rng.random() < 0.75:
             clip = _weighted_event(rng, pool)
             x, label = pool.samples(clip), clip.label
         else:
@@ -426,6 +429,31 @@ def _live_scene(rng: np.random.Generator, pool: Pool, codecs: bool) -> Scene:
         if k * EXAMPLE_HOP_SAMPLES + EXAMPLE_SAMPLES < min(onsets):
             weights[k, GUNSHOT] = 1.0
     return Scene(scene.pcm, scene.targets, weights, "live")
+
+
+def _single_recording(rng: np.random.Generator, pool: Pool, codecs: bool) -> Scene:
+    """One recording as it is, in digital silence or on repeat: how clips are kept, whatever they hold."""
+    kind = str(rng.choice(["event", "background", "shot"], p=[0.42, 0.23, 0.35]))
+    clip = _weighted_event(rng, pool) if kind == "event" and rng.random() < 0.5 else _choose(rng, pool, kind)
+    recorded = pool.samples(clip)
+    if len(recorded) > SCENE_SAMPLES:
+        begin = int(rng.integers(len(recorded) - SCENE_SAMPLES))
+        onsets = tuple(o - begin for o in clip.onsets)
+        recorded = recorded[begin : begin + SCENE_SAMPLES]
+    else:
+        onsets = clip.onsets
+    start = int(rng.integers(0, SCENE_SAMPLES - len(recorded) + 1)) if rng.random() < 0.6 else 0
+    x = np.zeros(SCENE_SAMPLES, np.float32)
+    x[start : start + len(recorded)] = recorded
+    if kind == "background" and len(recorded) < SCENE_SAMPLES:
+        x = _looped(rng, pool, clip)
+    noise_rms = float(np.median(np.abs(recorded)) / 0.67) + 1e-6
+    x /= np.float32(noise_rms)
+    if kind == "background":
+        return _finish(rng, x, [], "single", codecs)
+    event = _Event(recorded, start, clip.label, onsets, clip.complete, 0.8 if clip.weak else 1.0, mixed=True)
+    event.level_db = max(6.0, 20 * np.log10(_loudest_rms(x) + 1e-9))
+    return _finish(rng, x, [event], "single", codecs)
 
 
 def _runs(mask: npt.NDArray[np.bool_], at_least: int) -> npt.NDArray[np.bool_]:

@@ -1,23 +1,29 @@
-"""Sounds made from physics: shots and what is taken for shots. First stage of the recipe.
+"""Sounds varied as widely as the world does: shots and what is taken for shots. First stage of the recipe.
 
-Every function takes a ``numpy.random.Generator`` and returns float32 at 16 kHz, peak about 1 unless said otherwise, its
-onset at ``LEAD_SAMPLES``: the band limiting rings a little before it. Sources: muzzle blast after Friedlander (1946),
-shock wave after Whitham (1952) with the arrival geometry of Maher (2007), air absorption after ISO 9613-1 at 20 degrees
-Celsius and 50 % humidity (fitted).
+The physics (blast, shock wave, air) is that of ``detector.synthesis``; here every parameter is drawn at random. Every
+function takes a ``numpy.random.Generator`` and returns float32 at 16 kHz with peak 1 unless said otherwise, its onset
+at ``LEAD_SAMPLES``: the band limiting rings a little before it.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 from scipy import fft, signal
 
-RATE_HZ = 16_000
+from detector.chunk import RATE_HZ
+from detector.synthesis import (
+    SPEED_OF_SOUND_METRES_PER_SECOND,
+    absorption_db_per_metre,
+    muzzle_blast,
+    shock_arrival,
+    shock_wave,
+)
+
 LEAD_SAMPLES = 64
-SOUND_METRES_PER_SECOND = 343.0
-_FINE_FACTOR = 8  # pulses of 0.1 ms need a finer grid than 16 kHz before they are band-limited
 
 Samples = npt.NDArray[np.float32]
 
@@ -26,49 +32,29 @@ Samples = npt.NDArray[np.float32]
 
 
 def friedlander(duration_seconds: float, decay: float = 1.0, length_seconds: float | None = None) -> Samples:
-    """Blast wave ``(1 - t/T) exp(-b t/T)``: positive phase of ``duration_seconds`` (T), then the long weak suction."""
-    fine_hz = RATE_HZ * _FINE_FACTOR
-    length = length_seconds if length_seconds is not None else 12.0 * duration_seconds + 0.004
-    t = np.arange(round(length * fine_hz)) / (fine_hz * duration_seconds)
-    return _to_rate((1.0 - t) * np.exp(-decay * t))
-
-
-def n_wave(duration_seconds: float) -> Samples:
-    """A projectile's shock wave: jump up, straight line down to as much below, jump back."""
-    n = max(4, round(duration_seconds * RATE_HZ * _FINE_FACTOR))
-    return _to_rate(np.concatenate([np.linspace(1.0, -1.0, n), np.zeros(n)]))
-
-
-def shock_lead_seconds(distance_metres: float, miss_metres: float, speed_metres_per_second: float) -> float:
-    """How much earlier than the muzzle blast the shock wave of a passing projectile arrives; 0 below Mach 1.
-
-    The listener is ``distance_metres`` down range and ``miss_metres`` beside the straight trajectory.
-    """
-    mach = speed_metres_per_second / SOUND_METRES_PER_SECOND
-    if mach <= 1.0:
-        return 0.0
-    blast = math.hypot(distance_metres, miss_metres) / SOUND_METRES_PER_SECOND
-    shock = distance_metres / speed_metres_per_second + miss_metres * math.sqrt(1 - mach**-2) / SOUND_METRES_PER_SECOND
-    return max(0.0, blast - shock)
-
-
-def _to_rate(fine: npt.NDArray[np.float64]) -> Samples:
-    """Band-limit from the fine grid to 16 kHz with ``LEAD_SAMPLES`` of room before the onset; unit peak."""
-    lead = np.zeros(LEAD_SAMPLES * _FINE_FACTOR)
-    coarse = signal.resample_poly(np.concatenate([lead, fine, lead]), 1, _FINE_FACTOR)
-    return _unit(coarse)
+    """Blast wave with a positive phase of ``duration_seconds``, then weak suction; cut at ``length_seconds``."""
+    wave = muzzle_blast(0.0, duration_seconds, decay=decay, lead_samples=LEAD_SAMPLES)
+    return _unit(wave if length_seconds is None else wave[: LEAD_SAMPLES + round(length_seconds * RATE_HZ)])
 
 
 # --- paths --------------------------------------------------------------------------------------------------------
 
 
 def air_absorption(x: npt.NDArray[np.floating], distance_metres: float) -> Samples:
-    """What ``distance_metres`` of air leave of each frequency (no spreading loss), without delay."""
+    """What ``distance_metres`` of air leave of each frequency (no spreading loss), without delay; full spectrum."""
     n = fft.next_fast_len(len(x) + RATE_HZ // 8, real=True)
-    f = np.fft.rfftfreq(n, 1.0 / RATE_HZ)
-    db_per_metre = 5e-3 * (f / 1000.0) ** 1.35 + 1.3e-4 * (f / 1000.0) ** 2  # ISO 9613-1, fitted 0.5 to 8 kHz
-    gain = (10.0 ** (-db_per_metre * distance_metres / 20.0)).astype(np.float32)
+    loss_db = np.interp(np.fft.rfftfreq(n, 1.0 / RATE_HZ), _absorption_grid_hz(), _absorption_grid()) * distance_metres
+    gain = (10.0 ** (-loss_db / 20.0)).astype(np.float32)
     return np.asarray(fft.irfft(fft.rfft(np.asarray(x, np.float32), n) * gain, n)[: len(x)], np.float32)
+
+
+def _absorption_grid_hz() -> npt.NDArray[np.float64]:
+    return np.linspace(0.0, RATE_HZ / 2, 65)
+
+
+@lru_cache(maxsize=1)
+def _absorption_grid() -> npt.NDArray[np.float64]:
+    return absorption_db_per_metre(_absorption_grid_hz())
 
 
 def place_response(rng: np.random.Generator, place: str, length_seconds: float = 2.0) -> Samples:
@@ -133,27 +119,34 @@ def convolve(x: npt.NDArray[np.floating], response: npt.NDArray[np.floating]) ->
 def shot(rng: np.random.Generator, distance_metres: float, *, supersonic: bool | None = None) -> tuple[Samples, int]:
     """One dry shot as heard ``distance_metres`` away: (samples, index of its first arrival).
 
-    Shock wave first where the projectile passes by; muzzle blast; its positive phase stretches with distance.
+    Where a fast projectile passes by, its shock wave comes first; then the muzzle blast, whose positive phase stretches
+    with distance. Their levels are those of the pressures at that distance.
     """
     stretch = 1.0 + 0.15 * math.log2(1.0 + distance_metres / 10.0)
-    blast = friedlander(rng.uniform(0.00025, 0.0022) * stretch, rng.uniform(0.6, 2.0))
+    blast = muzzle_blast(
+        rng.uniform(148, 168),
+        rng.uniform(0.00025, 0.0022) * stretch,
+        decay=rng.uniform(0.6, 2.0),
+        lead_samples=LEAD_SAMPLES,
+    ) / max(1.0, distance_metres)
     # Combustion noise of the muzzle jet, below the blast and a few ms long.
     jet_length = int(rng.uniform(0.003, 0.03) * RATE_HZ)
     jet = rng.standard_normal(jet_length) * np.exp(-np.arange(jet_length) / (jet_length / 4))
     wave = np.zeros(max(len(blast), LEAD_SAMPLES + jet_length))
     wave[: len(blast)] += blast
-    wave[LEAD_SAMPLES : LEAD_SAMPLES + jet_length] += rng.uniform(0.03, 0.5) * _unit(jet)
-    onset = LEAD_SAMPLES
-    if supersonic if supersonic is not None else rng.random() < 0.35:
-        speed = rng.uniform(380, 950)
-        lead = shock_lead_seconds(distance_metres * rng.uniform(0.3, 1.0), rng.uniform(1, 40), speed)
-        lead_samples = min(int(lead * RATE_HZ), int(0.6 * RATE_HZ))
-        shock = n_wave(rng.uniform(0.00012, 0.0005)) * rng.uniform(0.2, 2.0)
-        joined = np.zeros(max(len(shock), lead_samples + len(wave)))
-        joined[: len(shock)] += shock
-        joined[lead_samples : lead_samples + len(wave)] += wave
-        wave = joined
-    return air_absorption(_unit(wave), distance_metres), onset
+    wave[LEAD_SAMPLES : LEAD_SAMPLES + jet_length] += rng.uniform(0.03, 0.5) * np.max(np.abs(blast)) * _unit(jet)
+    mach, angle_radians = rng.uniform(1.1, 2.8), float(np.exp(rng.uniform(math.log(0.02), math.log(1.3))))
+    if supersonic if supersonic is not None else rng.random() < 0.4:
+        arrival = shock_arrival(distance_metres, angle_radians, mach)
+        if arrival is not None:
+            seconds, miss_metres = arrival
+            lead = int(max(0.0, distance_metres / SPEED_OF_SOUND_METRES_PER_SECOND - seconds) * RATE_HZ)
+            shock = shock_wave(miss_metres, mach, lead_samples=LEAD_SAMPLES)
+            joined = np.zeros(max(len(shock), lead + len(wave)))
+            joined[: len(shock)] += shock
+            joined[lead : lead + len(wave)] += wave
+            wave = joined
+    return air_absorption(_unit(wave), distance_metres), LEAD_SAMPLES
 
 
 def burst_times(rng: np.random.Generator, kind: str) -> npt.NDArray[np.float64]:

@@ -328,7 +328,9 @@ class TrainedScorer:
     def __init__(self, network: CompactNetwork, example_head: ExampleHead, lstm: LstmModel | None = None) -> None:
         served = network.folded()
         self._embed = tf.function(
-            lambda pcm: served(in_graph_log_mel(pcm)), input_signature=[tf.TensorSpec([None, 15_600], tf.int16)]
+            lambda pcm: served(in_graph_log_mel(pcm)),
+            input_signature=[tf.TensorSpec([None, 15_600], tf.int16)],
+            autograph=False,
         )
         if lstm is not None:
             self._classify = tf.function(lambda windows, frames: lstm(windows, frames), reduce_retracing=True)
