@@ -49,7 +49,7 @@ def record(rng: np.random.Generator, x: FloatArray, *, codecs: bool = True) -> R
     if rng.random() < (0.35 if plain else 0.6):
         x = band_limit(x, float(rng.choice([3000, 3400, 4000, 4000, 5000, 5500, 6000, 6000, 7000])))
     bits = int(rng.choice([16, 12, 8, _MU_LAW], p=[0.75, 0.0, 0.25, 0.0] if plain else [0.6, 0.07, 0.23, 0.1]))
-    level_db = rng.uniform(_QUIETEST_PEAK_DBFS[bits], 3) if rng.random() < 0.75 else rng.uniform(-6, 6)
+    level_db = rng.triangular(_QUIETEST_PEAK_DBFS[bits], 0.0, 6.0)
     gain = 10 ** (level_db / 20) / peak
     x = x * np.float32(gain)
     floor_dbfs = rng.uniform(-105, -75) if plain else rng.uniform(-100, -45)

@@ -115,10 +115,16 @@ def synthesise(run: _Run, processes: int | None) -> None:
 
 @compact.command()
 @click.option("--again", is_flag=True, help="Train although something is trained already.")
+@click.option(
+    "--start-from",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=None,
+    help="Weights (trained.npz of another work folder) to go on from instead of random ones.",
+)
 @click.pass_obj
-def train(run: _Run, again: bool) -> None:
+def train(run: _Run, again: bool, start_from: Path | None) -> None:
     """Train the embedder, then the LSTM head."""
-    _train(run, again)
+    _train(run, again, start_from)
 
 
 @compact.command()
@@ -181,7 +187,7 @@ def _synthesise(run: _Run, processes: int | None) -> None:
             progress.update(task, completed=done)
 
 
-def _train(run: _Run, again: bool) -> None:
+def _train(run: _Run, again: bool, start_from: Path | None = None) -> None:
     if run.trained_path.is_file() and not again:
         click.echo(f"{run.trained_path} is trained already (--again to train anew).")
         return
@@ -193,7 +199,10 @@ def _train(run: _Run, again: bool) -> None:
     with _progress() as progress:
         task = progress.add_task("Embedder", total=None, note="")
         network, example_head, _ = train_embedder(
-            data, settings, lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
+            data,
+            settings,
+            lambda done, total, note: progress.update(task, completed=done, total=total, note=note),
+            start=Trained.load(start_from) if start_from is not None else None,
         )
         weights = {"weights": example_head.weights.numpy(), "bias": example_head.bias.numpy()}
         Trained(network.weights(), weights, {}).save(embedder_path)

@@ -25,6 +25,8 @@ SCENE_SAMPLES = CARRY_SAMPLES + SCENE_EXAMPLES * EXAMPLE_HOP_SAMPLES
 UNDECIDED_SAMPLES = RATE_HZ * 60 // 1000  # a shot this close to an example's end may or may not be heard in it
 _AUTOMATIC_GAP_SAMPLES = RATE_HZ // 6
 _QUIETEST_SNR_DB, _SURE_SNR_DB = -4.0, 6.0
+# Log-mel's offset of 0.01 hides noise below about 5 int16 steps: power a bin, on the scale of ``_contrast_db``.
+_UNSEEN_POWER = 10.0
 
 FloatArray = npt.NDArray[np.float32]
 GUNSHOT, MACHINE_GUN = LABELS.index("Gunshot, gunfire"), LABELS.index("Machine gun")
@@ -338,7 +340,7 @@ def _contrast_db(pcm: npt.NDArray[np.int16], onsets: npt.NDArray[np.int64]) -> f
         ]
         for low, high in ((100, 350), (350, 900), (900, 2500), (2500, 6000)):
             band = (frequencies_hz >= low) & (frequencies_hz < high)
-            earlier, later = (float(np.mean(power[band])) + 0.1 for power in powers)
+            earlier, later = (float(np.mean(power[band])) + _UNSEEN_POWER for power in powers)
             best = max(best, 10 * np.log10(later / earlier))
     return best
 

@@ -198,7 +198,7 @@ def augment(
     magnitude = tf.sqrt(magnitude**2 + second**2)
     others = tf.gather(targets, partner) > 0
     weights = tf.where(mixed[:, None] & others & (targets == 0), tf.zeros_like(weights), weights)
-    gain = tf.pow(10.0, random.normal([batch], 0.0, 8.0) / 20.0)
+    gain = tf.pow(10.0, random.normal([batch], 0.0, 4.0) / 20.0)
     magnitude *= gain[:, None, None]
     limited = random.uniform([batch]) < 0.15
     cutoff = tf.where(limited, random.uniform([batch], 40.0, float(MEL_BANDS)), float(MEL_BANDS))
@@ -284,7 +284,7 @@ def scene_augment(
     """``(S, 10, 96, 64)``: one loudness and one band limit for each whole scene."""
     count = tf.shape(x)[0]
     magnitude = tf.maximum(tf.exp(x) - _OFFSET, 0.0)
-    gain = tf.pow(10.0, random.normal([count], 0.0, 8.0) / 20.0)
+    gain = tf.pow(10.0, random.normal([count], 0.0, 4.0) / 20.0)
     limited = random.uniform([count]) < 0.25
     cutoff = tf.where(limited, random.uniform([count], 36.0, float(MEL_BANDS)), float(MEL_BANDS))
     bands = tf.range(MEL_BANDS, dtype=tf.float32)
