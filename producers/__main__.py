@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import logging
-import os
-import signal
 import sys
 import threading
 import time
@@ -25,7 +22,16 @@ import click
 from detector.bus import open_bus
 from detector.bus.base import TopicSettings
 from detector.chunk import Location
-from detector.config import LogSettings, Settings, load_settings
+from detector.cli import (
+    CONTEXT,
+    ErrorGroup,
+    bus_path_option,
+    config_option,
+    configure_logging,
+    settings_of,
+    stop_signals,
+)
+from detector.config import Settings
 from detector.errors import ChunkError, ConfigError, GunfireError, SourceError
 from producers.publish import Publisher, Report
 from producers.source import Source
@@ -64,7 +70,7 @@ class Run:
             spool_seconds=self.settings.producer.spool_seconds,
             stop=self.stop,
         )
-        with _signals(self.stop):
+        with stop_signals(self.stop.set):
             try:
                 yield publisher
             finally:
@@ -72,25 +78,6 @@ class Run:
                 _print_report(report)
         if report.chunks_dropped or report.failure:
             raise SystemExit(1)
-
-
-@contextlib.contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """While inside, SIGINT and SIGTERM set ``stop``; a second one ends the process as usual."""
-
-    def set_stop(number: int, frame: object) -> None:
-        stop.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    for each in before:
-        signal.signal(each, set_stop)
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def _print_report(report: Report) -> None:
@@ -101,38 +88,11 @@ def _print_report(report: Report) -> None:
         click.echo(f"  {report.failure}", err=True)
 
 
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc).isoformat(),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-
-def _configure_logging(settings: LogSettings) -> None:
-    handler = logging.StreamHandler()
-    if settings.format == "json":
-        handler.setFormatter(_JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=settings.level, handlers=[handler], force=True)
-
-
 def _load_run(
     config: Path | None, bus_path: Path | None, location: str | None, clock_error: float | None, canary: str | None
 ) -> Run:
-    settings = load_settings(config, os.environ)
-    if bus_path is not None:
-        if settings.bus.kind != "embedded":
-            raise ConfigError(f"--bus-path names an embedded bus, and bus.kind is {settings.bus.kind}.")
-        embedded = settings.bus.embedded.model_copy(update={"path": bus_path.absolute()})
-        settings = settings.model_copy(update={"bus": settings.bus.model_copy(update={"embedded": embedded})})
-    _configure_logging(settings.log)
+    settings = settings_of(config, bus_path)
+    configure_logging(settings.log)
     try:
         place = None if location is None else Location.from_text(location)
     except ChunkError as e:
@@ -144,14 +104,8 @@ def _common(command: F) -> F:
     """Add the options that every publishing command has."""
     for option in reversed(
         (
-            click.option(
-                "--config",
-                type=click.Path(path_type=Path, dir_okay=False),
-                help="config.yaml. Default: ./config.yaml where there is one, else the defaults.",
-            ),
-            click.option(
-                "--bus-path", type=click.Path(path_type=Path, dir_okay=False), help="File of the embedded bus."
-            ),
+            config_option,
+            bus_path_option,
             click.option("--location", metavar="LAT,LON[,ALT]|FRAME:X,Y[,Z]", help="Where the sensor is."),
             click.option(
                 "--clock-error", type=click.FloatRange(min=0), metavar="SECONDS", help="Known error of this clock."
@@ -165,29 +119,16 @@ def _common(command: F) -> F:
 
 def _run_of(options: dict[str, Any]) -> Run:
     """Take the common options out of a command's options."""
-    config: Path | None = options.pop("config")
-    if config is None and Path("config.yaml").is_file():
-        config = Path("config.yaml")
     return _load_run(
-        config, options.pop("bus_path"), options.pop("location"), options.pop("clock_error"), options.pop("canary")
+        options.pop("config_path"),
+        options.pop("bus_path"),
+        options.pop("location"),
+        options.pop("clock_error"),
+        options.pop("canary"),
     )
 
 
-class _Group(click.Group):
-    """Turns the project's errors into messages and exit codes."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except ConfigError as e:
-            click.echo(f"Error: {e}", err=True)
-            raise SystemExit(ConfigError.exit_code) from None
-        except GunfireError as e:
-            click.echo(f"Error: {e}", err=True)
-            raise SystemExit(1) from None
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=ErrorGroup, context_settings=CONTEXT)
 def main() -> None:
     """Bring sound into the bus, cut into chunks of 0.96 s."""
 

@@ -158,7 +158,7 @@ def test_a_configuration_that_can_not_be_used_is_exit_code_78(tmp_path: Path, mo
     import producers.__main__
     from producers.__main__ import main
 
-    monkeypatch.setattr(producers.__main__, "_configure_logging", lambda settings: None)
+    monkeypatch.setattr(producers.__main__, "configure_logging", lambda settings: None)
 
     for arguments in config_errors(tmp_path):
         result = CliRunner().invoke(main, list(arguments))
