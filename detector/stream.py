@@ -108,8 +108,8 @@ class StreamState:
     """One sensor's run. Memory is bounded: window, look-back, and one mark a chunk for as long as an alert may last.
 
     Chunks are accepted ahead of being embedded, and embedded ahead of being decided. Each of the three steps has its
-    own part of the state, and is told on its own where a run ends: ``assembler`` and ``newest``; ``window``; ``decision``
-    and ``marks``. ``reset`` is all of them.
+    own part of the state, and is told on its own where a run ends: ``assembler`` and ``newest``; ``window``;
+    ``decision`` and ``marks``. ``reset`` is all of them.
     """
 
     def __init__(self, stream_id: str, *, hop_samples: int, window_examples: int, decision: DecisionSettings) -> None:

@@ -101,9 +101,7 @@ def main() -> None:
         bus.close()
     fired = sum((seq + i) % SHOT_EVERY_CHUNKS == 0 for seq in range(2, rounds) for i in range(options.streams))
     ms = np.sort(latencies) * 1000
-    print(
-        f"{options.streams} streams, {rounds * options.streams} chunks, {fired} with shots, {len(ms)} alerts opened"
-    )
+    print(f"{options.streams} streams, {rounds * options.streams} chunks, {fired} with shots, {len(ms)} alerts opened")
     print(f"capture end to subscriber: p50 {np.percentile(ms, 50):.0f} ms, p90 {np.percentile(ms, 90):.0f} ms, "
           f"p99 {np.percentile(ms, 99):.0f} ms, worst {ms[-1]:.0f} ms")  # fmt: skip
     print(f"producer late by at most {late * 1000:.0f} ms (counted in the above); daemon ended with exit code {code}")

@@ -108,7 +108,7 @@ def main() -> None:
     print(f"chunks in to alerts out:         {options.batch / statistics.median(pipeline_seconds):.0f} examples/s, "
           f"{told} alert events")  # fmt: skip
     print(
-        f"ratio: {statistics.median(ratios):.3f}, median of {len(ratios)} pairs ({min(ratios):.3f} to {max(ratios):.3f})"
+        f"ratio: {statistics.median(ratios):.3f}, median of {len(ratios)} pairs ({min(ratios):.3f}-{max(ratios):.3f})"
     )
 
 

@@ -40,7 +40,7 @@ def main() -> None:
             stopped.append(time.perf_counter() - start)
     cold, *warm = ready
     print(
-        f"command to ready: median {statistics.median(warm):.1f} s ({min(warm):.1f}-{max(warm):.1f}); first {cold:.1f} s"
+        f"command to ready: median {statistics.median(warm):.1f} s ({min(warm):.1f}-{max(warm):.1f}); first {cold:.1f}"
     )
     print(f"SIGTERM to exit:  median {statistics.median(stopped):.2f} s, worst {max(stopped):.2f} s")
 
