@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from detector.errors import GunfireError
+from detector.cli import CONTEXT, ErrorGroup
 from trainer.compact.commands import compact
 
 
-@click.group()
-def cli() -> None:
+@click.group(cls=ErrorGroup, context_settings=CONTEXT)
+def main() -> None:
     """Train, evaluate and export models of the gunfire detector."""
 
 
-cli.add_command(compact)
-
-
-def main() -> None:
-    """Run the command line; errors that this project raises on purpose become one line and an exit code."""
-    try:
-        cli.main(prog_name="trainer")
-    except GunfireError as error:
-        click.echo(f"trainer: {error}", err=True)
-        sys.exit(getattr(error, "exit_code", 1))
+main.add_command(compact)
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="trainer")

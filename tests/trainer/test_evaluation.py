@@ -50,7 +50,9 @@ class _Loudness:
 
 def _recording(levels: list[float], label: str, onsets: tuple[float, ...] = ()) -> Recording:
     pcm = np.repeat(np.array(levels) * 32767, EXAMPLE_HOP_SAMPLES).astype(np.int16)
-    return Recording(f"made/{label}", "made", label, label == "gunshot", pcm, onsets)
+    return Recording(
+        f"made/{label}", "ambient" if label == "ambient" else "made", label, label == "gunshot", pcm, onsets
+    )
 
 
 def test_each_example_is_scored_in_its_place() -> None:

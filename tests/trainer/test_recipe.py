@@ -14,7 +14,7 @@ from detector.chunk import RATE_HZ
 from detector.embedders.params import EXAMPLE_HOP_SAMPLES, EXAMPLE_SAMPLES
 from detector.errors import ConfigError, ModelError
 from detector.model import load_model
-from trainer.__main__ import cli
+from trainer.__main__ import main
 from trainer.compact import evaluation, synthesis
 from trainer.compact.dataset import DataPlan, load_data, make_shard, make_shards
 from trainer.compact.packaging import choose_thresholds, export, operating_curve
@@ -127,8 +127,10 @@ def test_missing_steps_are_named(tmp_path: Path, plan: DataPlan) -> None:
         load_data(DataPlan(plan.pool_folder, tmp_path, 10, 1))
     with pytest.raises(ModelError, match="trainer compact train"):
         Trained.load(tmp_path / "trained.npz")
-    result = CliRunner().invoke(cli, ["compact", "--data-dir", str(tmp_path), "--work", str(tmp_path / "w"), "prepare"])
-    assert isinstance(result.exception, ConfigError)
+    command = ["compact", "--data-dir", str(tmp_path), "--work", str(tmp_path / "w"), "prepare"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 78
+    assert "DATA_DIR" in result.output
 
 
 def test_a_tiny_run_learns_and_its_package_scores_like_what_was_trained(plan: DataPlan, tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ def test_a_tiny_run_learns_and_its_package_scores_like_what_was_trained(plan: Da
     pcm = (3000 * np.random.default_rng(1).standard_normal((3, EXAMPLE_SAMPLES))).astype(np.int16)
     recordings = [
         evaluation.Recording("a", "made", "gunshot", True, pcm[0], (0.3,)),
-        evaluation.Recording("b", "made", "ambient", False, pcm[1]),
+        evaluation.Recording("b", "ambient", "ambient", False, pcm[1]),
     ]
     scored = evaluation.score_recordings(scorer, recordings)
     thresholds = choose_thresholds(scored)

@@ -143,10 +143,11 @@ def evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None:
     "--out", type=click.Path(path_type=Path), default=None, help="Package folder; default: in the work folder."
 )
 @click.option("--version", default=_VERSION, show_default=True)
+@click.option("--after", default="", help="What the training went on from, for the manifest (see train --start-from).")
 @click.pass_obj
-def export(run: _Run, out: Path | None, version: str) -> None:
+def export(run: _Run, out: Path | None, version: str, after: str) -> None:
     """Write the package: folded weights, thresholds from dev, operating curve, self-test."""
-    _export(run, out, version)
+    _export(run, out, version, after)
 
 
 @compact.command("all")
@@ -244,7 +245,7 @@ def _evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None
         json_path.write_text(report_as_json(results) + "\n", encoding="utf-8")
 
 
-def _export(run: _Run, out: Path | None, version: str) -> None:
+def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
     from trainer.compact import evaluation, packaging
 
     trained = _trained(run)
@@ -256,7 +257,7 @@ def _export(run: _Run, out: Path | None, version: str) -> None:
         trained,
         folder,
         version=version,
-        command=run.command,
+        command=f"{run.command} (started from: {after})" if after else run.command,
         date=today,
         thresholds=packaging.choose_thresholds(scored),
         curve=packaging.operating_curve(scored),

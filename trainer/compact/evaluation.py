@@ -261,7 +261,8 @@ def report(scored: Sequence[Scored], threshold: float) -> Report:
 
 
 def _continuous(recording: Recording) -> bool:
-    return not recording.positive and recording.label == "ambient"
+    """Minutes of one place, not clips of seconds: what false alarms an hour can be counted in."""
+    return not recording.positive and recording.set == "ambient"
 
 
 def _heard(scored: Scored, onset_seconds: float, threshold: float) -> bool:
