@@ -7,6 +7,7 @@ GunfireError
 ├── AudioError           a file or sound that can't be read
 ├── SourceError          a device or address that can't be opened, or went away (producers)
 ├── ModelError           a checkpoint or package that is damaged, foreign or does not fit
+├── DataError            features, labels or lists to train or evaluate on that can't be used (trainer)
 └── BusError
     ├── BusUnavailable   for now; trying again may help
     ├── BusDamaged       the stored data is broken; trying again won't help
@@ -52,6 +53,10 @@ class SourceError(GunfireError):
 
 class ModelError(GunfireError):
     """A checkpoint or a model package can't be used."""
+
+
+class DataError(GunfireError):
+    """Features, labels or lists to train or evaluate on can't be used."""
 
 
 class BusError(GunfireError):
