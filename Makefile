@@ -43,7 +43,7 @@ check: setup  ## Check style, types, import rules, configuration and deployment 
 
 bench: setup  ## Measure, one figure after the other (BENCH=bench_bus for one)
 	@for file in tests/benchmarks/$(or $(BENCH),bench_*).py; do \
-		echo "== $$file"; $(PY) "$$file" $(ARGS) || exit 1; \
+		echo "== $$file"; PYTHONPATH=. $(PY) "$$file" $(ARGS) || exit 1; \
 	done
 
 format: setup  ## Put the source in its one form

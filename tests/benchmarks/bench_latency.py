@@ -4,7 +4,7 @@ The daemon runs as its own process with the built-in model. This process publish
 their last sample would have been captured, spread evenly over the chunk's length, and reads the alert topic as any
 subscriber would. Loud synthetic shots come in random streams.
 
-    python tests/benchmarks/bench_latency.py [--streams 50] [--seconds 40]
+    python -m tests.benchmarks.bench_latency [--streams 50] [--seconds 40]
 """
 
 from __future__ import annotations
@@ -26,19 +26,9 @@ from detector.audio import float_to_int16
 from detector.bus.embedded import EmbeddedBus
 from detector.chunk import CHUNK_SAMPLES, CHUNK_SECONDS, Chunk, encode
 from detector.demo import _free_port, _wait_ready
-from detector.synthesis import muzzle_blast, reverberation
+from tests.sounds import SHOT_SAMPLES, street_shot
 
 SHOT_EVERY_CHUNKS = 6
-
-
-def shot(rng: np.random.Generator) -> np.ndarray:
-    """A close shot in a street, ``(CHUNK_SAMPLES // 2,) float64``, peak about 0.7."""
-    blast = np.zeros(CHUNK_SAMPLES // 2)
-    dry = np.asarray(muzzle_blast(100.0, 0.003))
-    blast[: len(dry)] = dry[: len(blast)]
-    wet = np.convolve(blast, reverberation(rng, 0.6))[: len(blast)]
-    wet = blast / np.abs(blast).max() + 0.5 * wet / np.abs(wet).max()
-    return 0.7 * wet / np.abs(wet).max()
 
 
 def main() -> None:
@@ -48,7 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     rng = np.random.default_rng(1)
     rounds = round(options.seconds / CHUNK_SECONDS)
-    shots = [shot(rng) for _ in range(8)]
+    shots = [street_shot(rng) for _ in range(8)]
     with tempfile.TemporaryDirectory() as name:
         folder, port = Path(name), _free_port()
         environ = {**os.environ, "DETECTOR__CONSOLE__PORT": str(port), "DETECTOR__LOG__LEVEL": "WARNING"}
@@ -80,8 +70,8 @@ def main() -> None:
             for i in range(options.streams):
                 noise = rng.normal(0, 0.002, CHUNK_SAMPLES)
                 if seq > 1 and (seq + i) % SHOT_EVERY_CHUNKS == 0:
-                    at = int(rng.integers(0, CHUNK_SAMPLES // 2))
-                    noise[at : at + CHUNK_SAMPLES // 2] += shots[int(rng.integers(len(shots)))]
+                    at = int(rng.integers(0, CHUNK_SAMPLES - SHOT_SAMPLES))
+                    noise[at : at + SHOT_SAMPLES] += shots[int(rng.integers(len(shots)))]
                 begins = began + (seq + i / options.streams) * CHUNK_SECONDS
                 chunk = Chunk(f"sensor-{i:03}", "bench", seq, int(begins * 1e9), float_to_int16(noise))
                 key, value, headers = encode(chunk)
