@@ -314,9 +314,12 @@ class Model:
             if size not in self._classify_by_size:
                 import tensorflow as tf
 
+                from detector.classifiers.features import without_padding
+
                 windows = tf.TensorSpec([size, self.window_examples, EMBEDDING_SIZE], tf.float32)
                 frames = tf.TensorSpec([size], tf.int32)
-                function = tf.function(lambda x, num_frames: self._classifier(x, num_frames))
+                # Not every kind leaves padding out by itself.
+                function = tf.function(lambda x, n: self._classifier(without_padding(x, n), n))
                 self._classify_by_size[size] = function.get_concrete_function(windows, frames)
             return self._classify_by_size[size]
 

@@ -12,22 +12,53 @@ import numpy as np
 import numpy.typing as npt
 
 from detector.checkpoint import check_tensors
+from detector.classifiers.params import config_from
 from detector.errors import ModelError
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-KINDS = ("lstm",)
+KINDS = ("lstm", "logistic", "moe", "frame_logistic", "dbof")
 
 
 class Classifier(Protocol):
-    """What every frame-level classifier is to the pipeline and to the trainer."""
+    """What every classifier is to the pipeline and to the trainer."""
+
+    @property
+    def uniforms_per_clip(self) -> int:
+        """Random numbers in [0, 1) that one clip takes while training; 0 where nothing is sampled."""
 
     def __call__(self, x: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
-        """``(B, T, D)`` float32 raw features and ``(B,)`` int32 valid rows -> ``(B, V)`` float32 probabilities."""
+        """``(B, T, D)`` float32 raw features and ``(B,)`` int32 valid rows -> ``(B, V)`` float32 probabilities.
+
+        Kinds ``logistic`` and ``moe`` take ``(B, D)`` features of whole clips too. It is ``final(pooled(...))``.
+        """
+
+    def pooled(
+        self,
+        x: tf.Tensor,
+        num_frames: tf.Tensor,
+        *,
+        training: bool = False,
+        mixed_precision: bool = False,
+        uniforms: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """What the final classifier sees of a clip, ``(B, P)`` float32.
+
+        Args:
+            training: normalise by the batch's own statistics and move the moving ones, where the model has any.
+            mixed_precision: large matrix products in bfloat16.
+            uniforms: ``(B, uniforms_per_clip)`` float32 in [0, 1) that say which rows to sample; None = fixed ones.
+        """
+
+    def final(self, pooled: tf.Tensor) -> tf.Tensor:
+        """``(B, P)`` float32 -> ``(B, V)`` float32 probabilities."""
 
     def named_variables(self) -> dict[str, tf.Variable]:
         """Original name -> variable, in the order the starter code makes them."""
+
+    def regularised_variables(self) -> list[tf.Variable]:
+        """What the starter code's L2 penalty covers."""
 
 
 def build_classifier(kind: str, params: Mapping[str, Any], *, seed: int = 0) -> Classifier:
@@ -36,6 +67,22 @@ def build_classifier(kind: str, params: Mapping[str, Any], *, seed: int = 0) -> 
         from detector.classifiers.lstm import LstmConfig, LstmModel
 
         return LstmModel(LstmConfig.from_params(params), seed=seed)
+    if kind == "logistic":
+        from detector.classifiers.logistic import LogisticConfig, LogisticModel
+
+        return LogisticModel(config_from(LogisticConfig, params, "Logistic"), seed=seed)
+    if kind == "moe":
+        from detector.classifiers.moe import MoeConfig, MoeModel
+
+        return MoeModel(config_from(MoeConfig, params, "MoE"), seed=seed)
+    if kind == "frame_logistic":
+        from detector.classifiers.frame_logistic import FrameLogisticConfig, FrameLogisticModel
+
+        return FrameLogisticModel(config_from(FrameLogisticConfig, params, "Frame-level logistic"), seed=seed)
+    if kind == "dbof":
+        from detector.classifiers.dbof import DbofConfig, DbofModel
+
+        return DbofModel(config_from(DbofConfig, params, "DBoF"), seed=seed)
     raise ModelError(f"Classifier kind {kind!r} is unknown; this version knows: {', '.join(KINDS)}.")
 
 
@@ -56,3 +103,10 @@ def assign(
 def weights(classifier: Classifier) -> dict[str, npt.NDArray[np.float32]]:
     """Original name -> value: what a package stores."""
     return {name: variable.numpy() for name, variable in classifier.named_variables().items()}
+
+
+def regularisation_loss(classifier: Classifier, l2: float = 1e-8) -> tf.Tensor:
+    """The starter code's penalty: ``l2 / 2 * sum(W ** 2)`` over ``regularised_variables``; scalar float32."""
+    import tensorflow as tf
+
+    return l2 * tf.add_n([tf.nn.l2_loss(variable) for variable in classifier.regularised_variables()])

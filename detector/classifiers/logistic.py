@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import tensorflow as tf
 
+from detector.classifiers.features import clip_features
 from detector.classifiers.initial import glorot_uniform
+from detector.classifiers.params import check_sizes
 
 
 class Logistic(tf.Module):
@@ -32,3 +36,51 @@ class Logistic(tf.Module):
     def regularised_variables(self) -> list[tf.Variable]:
         """What the starter code's L2 penalty covers: weights, never biases."""
         return [self.weights]
+
+
+@dataclass(frozen=True, slots=True)
+class LogisticConfig:
+    """Shape of a LogisticModel. Defaults are AudioSet's."""
+
+    classes: int = 527
+    input_size: int = 128
+
+    def __post_init__(self) -> None:
+        check_sizes(self, ("classes", "input_size"), "Logistic")
+
+
+class LogisticModel(tf.Module):
+    """``(B, D)`` features of clips, or ``(B, T, D)`` windows taken as their mean -> ``(B, V)`` float32 probabilities.
+
+    Features are scaled to unit length first. Source: google/youtube-8m, ``video_level_models.py``.
+    """
+
+    uniforms_per_clip = 0
+
+    def __init__(self, config: LogisticConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.final = Logistic(config.input_size, config.classes, random=np.random.default_rng(seed))
+
+    def __call__(self, x: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
+        return self.final(self.pooled(x, num_frames))
+
+    def pooled(
+        self,
+        x: tf.Tensor,
+        num_frames: tf.Tensor,
+        *,
+        training: bool = False,
+        mixed_precision: bool = False,
+        uniforms: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """``(B, D)``: the input of the linear layer."""
+        return clip_features(x, num_frames)
+
+    def named_variables(self) -> dict[str, tf.Variable]:
+        """Original name -> variable."""
+        return self.final.named_variables()
+
+    def regularised_variables(self) -> list[tf.Variable]:
+        """What the starter code's L2 penalty covers."""
+        return self.final.regularised_variables()

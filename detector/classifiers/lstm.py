@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from detector.classifiers.features import unit_rows, without_padding
+from detector.classifiers.final import FINALS, build_final
 from detector.classifiers.initial import glorot_uniform
-from detector.classifiers.logistic import Logistic
-from detector.classifiers.moe import Moe
-from detector.errors import ModelError
+from detector.classifiers.params import check_choice, check_sizes, config_from
+from detector.classifiers.products import product
 
-_FINAL = ("moe", "logistic")
-_MAX_SIZE = 65_536
+# Training unrolls short sequences of wide layers: large matrix products, which oneDNN does about twice as fast as the
+# fused operation's own. Below this width the fused operation wins; above this length tracing would take too long.
+_MIN_UNROLLED_CELLS = 64
+_MAX_UNROLLED_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +33,13 @@ class LstmConfig:
     mixtures: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("classes", "input_size", "cells", "layers", "mixtures"):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= _MAX_SIZE:
-                raise ModelError(f"LSTM parameter {name} is {value!r}; a whole number from 1 to {_MAX_SIZE} is needed.")
-        if self.final not in _FINAL:
-            raise ModelError(f"LSTM parameter final is {self.final!r}; allowed: {', '.join(_FINAL)}.")
+        check_sizes(self, ("classes", "input_size", "cells", "layers", "mixtures"), "LSTM")
+        check_choice(self, "final", FINALS, "LSTM")
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> LstmConfig:
         """From a manifest's ``params``; ModelError for an unknown name or a value that can't be."""
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(params) - set(known))
-        if unknown:
-            raise ModelError(f"LSTM parameters {unknown} are unknown; allowed: {', '.join(known)}.")
-        return cls(**params)
+        return config_from(cls, params, "LSTM")
 
 
 class LstmModel(tf.Module):
@@ -54,6 +49,8 @@ class LstmModel(tf.Module):
     have no effect; with ``num_frames`` 0 the state is 0. Source: google/youtube-8m, ``frame_level_models.py`` on
     ``BasicLSTMCell`` (gates in the order i, j, f, o; 1 is added to the forget gate).
     """
+
+    uniforms_per_clip = 0
 
     def __init__(self, config: LstmConfig, *, seed: int = 0) -> None:
         super().__init__()
@@ -66,22 +63,35 @@ class LstmModel(tf.Module):
             kernel = tf.Variable(glorot_uniform((rows, 4 * config.cells), random), name=f"{scope}/kernel")
             bias = tf.Variable(np.zeros(4 * config.cells, np.float32), name=f"{scope}/bias")
             self._layers.append((kernel, bias))
-        self.final: Moe | Logistic = (
-            Moe(config.cells, config.classes, config.mixtures, random=random)
-            if config.final == "moe"
-            else Logistic(config.cells, config.classes, random=random)
-        )
+        self.final = build_final(config.final, config.cells, config.classes, config.mixtures, random)
 
     def __call__(self, x: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
         return self.final(self.pooled(x, num_frames))
 
-    def pooled(self, x: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
-        """``(B, cells)``: the last layer's state after row ``num_frames - 1``, the input of the final classifier."""
-        valid = tf.sequence_mask(num_frames, tf.shape(x)[1])[:, :, None]  # (B, T, 1)
-        x = tf.math.l2_normalize(tf.where(valid, x, tf.zeros_like(x)), axis=2, epsilon=1e-12)
-        h = tf.transpose(x, (1, 0, 2))  # (T, B, D)
+    def pooled(
+        self,
+        x: tf.Tensor,
+        num_frames: tf.Tensor,
+        *,
+        training: bool = False,
+        mixed_precision: bool = False,
+        uniforms: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """``(B, cells)``: the last layer's state after row ``num_frames - 1``, the input of the final classifier.
+
+        ``training`` only picks the faster way to the same values; ``mixed_precision`` counts only with it, for
+        ``cells`` from 64 on and up to 64 rows.
+        """
+        h = tf.transpose(unit_rows(without_padding(x, num_frames)), (1, 0, 2))  # (T, B, D)
+        steps = h.shape[0]
+        unrolled = (
+            training
+            and self.config.cells >= _MIN_UNROLLED_CELLS
+            and steps is not None
+            and 1 <= steps <= _MAX_UNROLLED_ROWS
+        )
         for kernel, bias in self._layers:
-            h = _lstm_layer(h, kernel, bias)
+            h = _unrolled_lstm_layer(h, kernel, bias, mixed_precision) if unrolled else _lstm_layer(h, kernel, bias)
         last = tf.maximum(num_frames - 1, 0)
         state = tf.gather_nd(h, tf.stack([last, tf.range(tf.shape(h)[1])], axis=1))  # (B, cells)
         return state * tf.cast(num_frames > 0, tf.float32)[:, None]
@@ -94,9 +104,9 @@ class LstmModel(tf.Module):
             named[f"{scope}/kernel"], named[f"{scope}/bias"] = kernel, bias
         return named | self.final.named_variables()
 
-    def regularisation_loss(self, l2: float = 1e-8) -> tf.Tensor:
-        """The starter code's penalty: ``l2 / 2 * sum(W ** 2)`` over the final classifier's weights."""
-        return l2 * tf.add_n([tf.nn.l2_loss(w) for w in self.final.regularised_variables()])
+    def regularised_variables(self) -> list[tf.Variable]:
+        """What the starter code's L2 penalty covers: the final classifier's weights only."""
+        return self.final.regularised_variables()
 
 
 def _lstm_layer(x: tf.Tensor, kernel: tf.Variable, bias: tf.Variable) -> tf.Tensor:
@@ -121,3 +131,65 @@ def _lstm_layer(x: tf.Tensor, kernel: tf.Variable, bias: tf.Variable) -> tf.Tens
         cell_clip=-1.0,
         use_peephole=False,
     ).h
+
+
+def _unrolled_lstm_layer(x: tf.Tensor, kernel: tf.Variable, bias: tf.Variable, mixed_precision: bool) -> tf.Tensor:
+    """As ``_lstm_layer`` for a known T, with its gradient written out.
+
+    Products with the input, and those that give the kernel's gradient, are taken over all steps at once; those with
+    the zero state before the first step are left out.
+    """
+    steps, size, cells = x.shape[0], x.shape[2], bias.shape[0] // 4
+
+    def by(a: tf.Tensor, b: tf.Tensor, **transposed: bool) -> tf.Tensor:
+        return product(a, b, mixed_precision=mixed_precision, **transposed)
+
+    def layer(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> Any:
+        rows = tf.reshape(x, (-1, size))  # (T * B, D)
+        of_input, of_state = kernel[:size], kernel[size:]
+        z_all = tf.split(by(rows, of_input) + bias, steps)  # T of (B, 4 * cells)
+        states: list[tf.Tensor] = []
+        saved: list[tuple[tf.Tensor, ...]] = []
+        c = tf.zeros((tf.shape(x)[1], cells))
+        for t in range(steps):
+            z = z_all[t] + by(states[-1], of_state) if t else z_all[t]
+            i, j, f, o = tf.split(z, 4, axis=1)
+            i, j, f, o = tf.sigmoid(i), tf.tanh(j), tf.sigmoid(f + 1.0), tf.sigmoid(o)
+            before = c
+            c = before * f + i * j
+            squashed = tf.tanh(c)
+            states.append(squashed * o)
+            saved.append((i, j, f, o, before, squashed))
+
+        def gradient(d_states: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            d_z_all: list[tf.Tensor] = []
+            d_c = d_h = tf.zeros_like(c)
+            for t in reversed(range(steps)):
+                i, j, f, o, before, squashed = saved[t]
+                d_h = d_h + d_states[t]
+                d_c = d_c + d_h * o * (1.0 - squashed * squashed)
+                d_z = tf.concat(
+                    [
+                        d_c * j * i * (1.0 - i),
+                        d_c * i * (1.0 - j * j),
+                        d_c * before * f * (1.0 - f),
+                        d_h * squashed * o * (1.0 - o),
+                    ],
+                    axis=1,
+                )
+                d_z_all.insert(0, d_z)
+                if t:
+                    d_c, d_h = d_c * f, by(d_z, of_state, transpose_b=True)
+            d_z = tf.concat(d_z_all, axis=0)  # (T * B, 4 * cells)
+            d_x = tf.reshape(by(d_z, of_input, transpose_b=True), tf.shape(x))
+            d_of_input = by(rows, d_z, transpose_a=True)
+            d_of_state = (
+                by(tf.concat(states[:-1], axis=0), tf.concat(d_z_all[1:], axis=0), transpose_a=True)
+                if steps > 1
+                else tf.zeros_like(of_state)
+            )
+            return d_x, tf.concat([d_of_input, d_of_state], axis=0), tf.reduce_sum(d_z, axis=0)
+
+        return tf.stack(states), gradient
+
+    return tf.custom_gradient(layer)(x, tf.convert_to_tensor(kernel), tf.convert_to_tensor(bias))
