@@ -128,6 +128,17 @@ def train(run: _Run, again: bool, start_from: Path | None) -> None:
 
 
 @compact.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.pass_obj
+def blend(run: _Run, runs: tuple[Path, ...]) -> None:
+    """Average the embedders of RUNS (trained.npz each, one begun from the other); the first one's heads are kept."""
+    from trainer.compact.training import Trained, blended
+
+    blended([Trained.load(path) for path in runs]).save(run.trained_path)
+    click.echo(f"{run.trained_path}: mean of {len(runs)} embedders.")
+
+
+@compact.command()
 @click.option(
     "--model", "model_name", default=None, help="A package (name or folder) instead of what was trained here."
 )
@@ -143,7 +154,7 @@ def evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None:
     "--out", type=click.Path(path_type=Path), default=None, help="Package folder; default: in the work folder."
 )
 @click.option("--version", default=_VERSION, show_default=True)
-@click.option("--after", default="", help="What the training went on from, for the manifest (see train --start-from).")
+@click.option("--after", default="", help="Commands that came before, for the manifest.")
 @click.pass_obj
 def export(run: _Run, out: Path | None, version: str, after: str) -> None:
     """Write the package: folded weights, thresholds from dev, operating curve, self-test."""
@@ -196,6 +207,8 @@ def _train(run: _Run, again: bool, start_from: Path | None = None) -> None:
     from trainer.compact.training import Trained, train_embedder, train_head
 
     data, settings = load_data(run.plan()), run.settings()
+    if start_from is not None:
+        settings = replace(settings, learning_rate=settings.learning_rate / 2)  # what was learnt is not to be undone
     embedder_path = run.work / "embedder.npz"
     with _progress() as progress:
         task = progress.add_task("Embedder", total=None, note="")
@@ -257,7 +270,7 @@ def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
         trained,
         folder,
         version=version,
-        command=f"{run.command} (started from: {after})" if after else run.command,
+        command=f"{after}; trainer compact export" if after else run.command,
         date=today,
         thresholds=packaging.choose_thresholds(scored),
         curve=packaging.operating_curve(scored),

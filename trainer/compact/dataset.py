@@ -24,7 +24,7 @@ from detector.embedders.log_mel import log_mel_examples
 from detector.embedders.params import EXAMPLE_FRAMES, EXAMPLE_HOP_SAMPLES, EXAMPLE_SAMPLES, MEL_BANDS
 from detector.errors import ConfigError
 from trainer.compact.pools import LABELS, Pool, load_pool
-from trainer.compact.scenes import SCENE_EXAMPLES, compose
+from trainer.compact.scenes import SCENE_EXAMPLES, compose, is_as_recorded
 
 SHARD_SCENES = 250
 TEACHER_CLASSES = 527
@@ -38,12 +38,14 @@ class TrainingData:
     Attributes:
         log_mel: ``(S, 10, 96, 64)`` float16.
         targets, weights: ``(S, 10, labels)`` float32.
+        as_recorded: ``(S,)`` bool: one recording, not a mixture.
         teacher: ``(S, 10, 527)`` float16 probabilities, or None where no teacher was asked.
     """
 
     log_mel: npt.NDArray[np.float16]
     targets: npt.NDArray[np.float32]
     weights: npt.NDArray[np.float32]
+    as_recorded: npt.NDArray[np.bool_]
     teacher: npt.NDArray[np.float16] | None
 
     def __len__(self) -> int:
@@ -137,6 +139,7 @@ def load_data(plan: DataPlan) -> TrainingData:
         whole["log_mel"],
         whole["targets"].astype(np.float32),
         whole["weights"].astype(np.float32),
+        np.array([is_as_recorded(plan.seed, i) for i in range(plan.scenes)]),
         whole.get("teacher"),
     )
 

@@ -67,12 +67,12 @@ class _Event:
 def compose(pool: Pool, seed: int, index: int, *, codecs: bool = True) -> Scene:
     """Scene ``index`` of the data set that ``seed`` names: the same whenever and wherever it is made."""
     rng = np.random.default_rng([seed, index])
-    draw = rng.random()
-    if draw < 0.25:
+    composition = _composition(rng.random())
+    if composition == "live":
         return _live_scene(rng, pool, codecs)
-    if draw < 0.48:
+    if composition == "single":
         return _single_recording(rng, pool, codecs)
-    has_shots = draw < 0.76
+    has_shots = composition == "shots"
     background = _background(rng, pool)
     events: list[_Event] = []
     if has_shots:
@@ -82,6 +82,15 @@ def compose(pool: Pool, seed: int, index: int, *, codecs: bool = True) -> Scene:
         events += _look_alikes(rng, pool, int(rng.integers(1, 5)))
     kind = "shots" if has_shots else "look-alikes" if events else "background"
     return _finish(rng, background, events, kind, codecs)
+
+
+def is_as_recorded(seed: int, index: int) -> bool:
+    """Whether scene ``index`` of ``seed`` is one recording (live fire, a clip) and not mixed from several."""
+    return _composition(np.random.default_rng([seed, index]).random()) in ("live", "single")
+
+
+def _composition(draw: float) -> str:
+    return "live" if draw < 0.25 else "single" if draw < 0.48 else "shots" if draw < 0.76 else "look-alikes"
 
 
 # --- what is in the scene -------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ data and seed alone, up to the rounding of parallel sums.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,11 @@ class TrainingSettings:
     weight_decay: float = 1e-4
     teacher_weight: float = 0.02
     look_alike_weight: float = 0.3
+    hard_negative_weight: float = 4.0
     head_epochs: float = 6.0
     head_passes: int = 2
     head_learning_rate: float = 2e-3
+    head_as_recorded_share: float = 0.7
     seed: int = 1
 
 
@@ -82,6 +84,20 @@ class Trained:
                 part, name = key.split(":", 1)
                 parts[part][name] = stored[key]
         return cls(**parts)
+
+
+def blended(runs: Sequence[Trained]) -> Trained:
+    """The mean of embedders that share their beginning, with the heads of the first run.
+
+    Weights on one path of training average to a network that generalises better than each (Wortsman et al., "Model
+    soups", 2022). Raises ModelError where they are of different networks.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        if {n: v.shape for n, v in other.embedder.items()} != {n: v.shape for n, v in first.embedder.items()}:
+            raise ModelError("These runs trained different networks; only runs of one network can be blended.")
+    mean = {name: np.mean([run.embedder[name] for run in runs], axis=0, dtype=np.float32) for name in first.embedder}
+    return Trained(mean, first.example_head, first.head)
 
 
 class ExampleHead(tf.Module):
@@ -129,7 +145,7 @@ def train_embedder(
     optimizer.build(variables)
     random = tf.random.Generator.from_seed(settings.seed)
 
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def step(x: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
         x, targets, weights = augment(random, tf.cast(x, tf.float32), targets, weights)
         with tf.GradientTape() as tape:
@@ -167,13 +183,20 @@ def example_loss(
     per_label = tf.constant(
         [1.0 if i in _FAMILY_COLUMNS else settings.look_alike_weight for i in range(len(LABELS))], tf.float32
     )
-    entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=logits[:, : len(LABELS)])
+    ours = logits[:, : len(LABELS)]
+    entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=ours)
+    entropy *= hardness(tf.sigmoid(ours), targets, settings.hard_negative_weight)
     loss = tf.reduce_mean(tf.reduce_sum(entropy * weights * per_label, axis=1))
     asked = tf.math.is_finite(teacher)
     wanted = tf.where(asked, teacher, tf.zeros_like(teacher))
     opinion = tf.nn.sigmoid_cross_entropy_with_logits(labels=wanted, logits=logits[:, len(LABELS) :])
     opinion = tf.where(asked, opinion, tf.zeros_like(opinion))
     return loss + settings.teacher_weight * tf.reduce_mean(tf.reduce_sum(opinion, axis=1))
+
+
+def hardness(probabilities: tf.Tensor, targets: tf.Tensor, weight: float) -> tf.Tensor:
+    """1, and up to ``1 + weight`` for what is wrongly believed: one false alarm in a thousand examples is too many."""
+    return 1.0 + weight * (1.0 - targets) * tf.stop_gradient(probabilities) ** 2
 
 
 def augment(
@@ -221,25 +244,21 @@ def train_head(
     served = network.folded()
     random = tf.random.Generator.from_seed(settings.seed + 1)
 
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
-    def embed(x: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, plain: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
+    def embed(x: tf.Tensor, altered: tf.Tensor) -> tf.Tensor:
         x = tf.cast(x, tf.float32)
-        if not plain:
-            x, _, weights = scene_augment(random, x, targets, weights)
+        x = tf.where(altered, scene_augment(random, x), x)
         shape = tf.shape(x)
         flat = tf.reshape(x, (-1, x.shape[2], x.shape[3]))
-        return tf.reshape(served(flat), (shape[0], SCENE_EXAMPLES, EMBEDDING_SIZE)), weights
+        return tf.reshape(served(flat), (shape[0], SCENE_EXAMPLES, EMBEDDING_SIZE))
 
-    embeddings, kept = [], []
+    embeddings = []
     for p in range(settings.head_passes):
         for i in range(0, len(data), 26):
-            part = slice(i, i + 26)
-            e, w = embed(data.log_mel[part], data.targets[part], data.weights[part], tf.constant(p == 0))
-            embeddings.append(e.numpy())
-            kept.append(w.numpy())
+            embeddings.append(embed(data.log_mel[i : i + 26], tf.constant(p > 0)).numpy())
         progress(p + 1, settings.head_passes, "embeddings")
     windows_from = np.concatenate(embeddings)  # (passes * S, 10, 128)
-    weights = np.concatenate(kept)
+    weights = np.concatenate([data.weights] * settings.head_passes)
     targets = np.concatenate([data.targets] * settings.head_passes)
     model = LstmModel(HEAD, seed=settings.seed)
     batch_scenes = max(1, settings.batch_examples // SCENE_EXAMPLES * 2)
@@ -247,7 +266,7 @@ def train_head(
     optimizer = _optimizer(settings.head_learning_rate, settings.weight_decay, steps)
     optimizer.build(model.trainable_variables)
 
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def step(scenes: tf.Tensor, wanted: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
         count = tf.shape(scenes)[0]
         windows = tf.repeat(scenes, SCENE_EXAMPLES, axis=0)  # (B * 10, 10, 128)
@@ -258,19 +277,20 @@ def train_head(
                 probabilities,
                 tf.reshape(wanted, (-1, len(LABELS))),
                 tf.reshape(weight, (-1, len(LABELS))),
-                settings.look_alike_weight,
+                settings,
             )
         gradients, _ = tf.clip_by_global_norm(tape.gradient(loss, model.trainable_variables), 1.0)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return loss
 
     rng = np.random.default_rng(settings.seed + 1)
-    order = np.zeros(0, np.int64)
+    # Mixtures teach the embedder; thresholds must fit sound as recorders store it.
+    recorded = np.tile(data.as_recorded, settings.head_passes)
+    share = settings.head_as_recorded_share if 0 < recorded.mean() < 1 else float(recorded.mean())
+    chance = np.where(recorded, share / max(1, recorded.sum()), (1 - share) / max(1, (~recorded).sum()))
     losses: list[float] = []
     for i in range(steps):
-        if len(order) < batch_scenes:
-            order = np.concatenate([order, rng.permutation(len(windows_from))])
-        chosen, order = order[:batch_scenes], order[batch_scenes:]
+        chosen = rng.choice(len(windows_from), batch_scenes, p=chance)
         losses.append(float(step(windows_from[chosen], targets[chosen], weights[chosen])))
         if i % 20 == 19 or i == steps - 1:
             progress(i + 1, steps, f"loss {np.mean(losses[-100:]):.4f}")
@@ -278,9 +298,7 @@ def train_head(
     return model, losses
 
 
-def scene_augment(
-    random: tf.random.Generator, x: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def scene_augment(random: tf.random.Generator, x: tf.Tensor) -> tf.Tensor:
     """``(S, 10, 96, 64)``: one loudness and one band limit for each whole scene."""
     count = tf.shape(x)[0]
     magnitude = tf.maximum(tf.exp(x) - _OFFSET, 0.0)
@@ -289,16 +307,19 @@ def scene_augment(
     cutoff = tf.where(limited, random.uniform([count], 36.0, float(MEL_BANDS)), float(MEL_BANDS))
     bands = tf.range(MEL_BANDS, dtype=tf.float32)
     magnitude = tf.where(bands < cutoff[:, None, None, None], magnitude * gain[:, None, None, None], 0.0)
-    return tf.math.log(magnitude + _OFFSET), targets, weights
+    return tf.math.log(magnitude + _OFFSET)
 
 
-def head_loss(probabilities: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, look_alike_weight: float) -> tf.Tensor:
+def head_loss(
+    probabilities: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, settings: TrainingSettings
+) -> tf.Tensor:
     """Cross entropy of probabilities; 1e-6 keeps the logarithm finite."""
     per_label = tf.constant(
-        [1.0 if i in _FAMILY_COLUMNS else look_alike_weight for i in range(len(LABELS))], tf.float32
+        [1.0 if i in _FAMILY_COLUMNS else settings.look_alike_weight for i in range(len(LABELS))], tf.float32
     )
     p = tf.clip_by_value(probabilities, 1e-6, 1.0 - 1e-6)
     entropy = -(targets * tf.math.log(p) + (1.0 - targets) * tf.math.log(1.0 - p))
+    entropy *= hardness(p, targets, settings.hard_negative_weight)
     return tf.reduce_mean(tf.reduce_sum(entropy * weights * per_label, axis=1))
 
 
