@@ -45,9 +45,9 @@ def command(*arguments, **environ):
 class Daemon:
     """``detector run`` as a process."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, environ=EAGER):
         self.folder, self.port = folder, _free_port()
-        environ = {**os.environ, **EAGER, "DETECTOR__CONSOLE__PORT": str(self.port)}
+        environ = {**os.environ, **environ, "DETECTOR__CONSOLE__PORT": str(self.port)}
         arguments = [sys.executable, "-m", "detector", "run", "--bus-path", str(folder / "bus.sqlite3")]
         self.log = (folder / "detector.log").open("ab")
         self.process = subprocess.Popen(arguments, env=environ, stdout=self.log, stderr=self.log, cwd=folder)
