@@ -304,6 +304,7 @@ def _scorer(run: _Run, model_name: str | None) -> Scorer:
 
 def _show(results: dict[str, Report], scored: Sequence[Scored], threshold: float) -> None:
     console = Console()
+    console.width = max(console.width, 150)  # eleven columns, also where no terminal says how wide it is
     sets = sorted(next(iter(results.values())).recall)
     table = Table("", "threshold", *sets, "tagged shots", "negative clips", "ambient alerts")
     for name, found in results.items():

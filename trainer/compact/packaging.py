@@ -57,7 +57,7 @@ def _shifted(probability: float, logits: float) -> float:
 def operating_curve(scored: Sequence[Scored], points: int = 15) -> list[dict[str, float]]:
     """Thresholds from loose to strict: recall over all positive dev recordings, false alarms in an hour of ambient.
 
-    Where nothing was heard in the ambient audio the upper end of the 95 % interval is given, not 0.
+    The false alarms are the upper end of the 95 % interval: minutes of audio without one are no proof of a quiet day.
     """
     peaks = np.sort([s.peak for s in scored if not s.recording.positive])[::-1]
     shares = np.geomspace(0.1, 1.0 / len(peaks), points)
@@ -66,8 +66,7 @@ def operating_curve(scored: Sequence[Scored], points: int = 15) -> list[dict[str
         threshold = min(1.0, max(0.0, float(peaks[min(len(peaks) - 1, int(share * len(peaks)))])))
         at = report(scored, threshold)
         recall = float(np.mean([s.peak > threshold for s in scored if s.recording.positive]))
-        estimate, _, upper = at.alerts_per_hour()
-        per_hour = estimate if at.ambient_alerts else upper
+        per_hour = at.alerts_per_hour()[2]
         curve.append(
             {
                 "threshold": round(threshold, 6),
