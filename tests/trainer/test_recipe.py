@@ -20,7 +20,7 @@ from trainer.compact.dataset import DataPlan, load_data, make_shard, make_shards
 from trainer.compact.packaging import choose_thresholds, export, operating_curve
 from trainer.compact.pools import LABELS, Clip, Pool, find_onsets, load_pool, read_index
 from trainer.compact.scenes import SCENE_EXAMPLES, SCENE_SAMPLES, UNDECIDED_SAMPLES, compose
-from trainer.compact.training import Trained, TrainingSettings, scorer_of, train_embedder, train_head
+from trainer.compact.training import Trained, TrainingSettings, blended, scorer_of, train_embedder, train_head
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +172,16 @@ def test_a_tiny_run_learns_and_its_package_scores_like_what_was_trained(plan: Da
     again = evaluation.score_recordings(served, recordings)
     for one, other in zip(scored, again, strict=True):
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+
+
+def test_blending_takes_the_mean_of_embedders_and_the_first_heads() -> None:
+    def run(value: float, size: int = 3) -> Trained:
+        return Trained(
+            {"k": np.full(size, value, np.float32)}, {"weights": np.array([value])}, {"h": np.array([value])}
+        )
+
+    mixed = blended([run(1.0), run(2.0)])
+    np.testing.assert_allclose(mixed.embedder["k"], 1.5)
+    assert mixed.head["h"] == 1.0
+    with pytest.raises(ModelError, match="different networks"):
+        blended([run(1.0), run(2.0, size=4)])

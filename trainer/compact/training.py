@@ -96,7 +96,9 @@ def blended(runs: Sequence[Trained]) -> Trained:
     for other in runs[1:]:
         if {n: v.shape for n, v in other.embedder.items()} != {n: v.shape for n, v in first.embedder.items()}:
             raise ModelError("These runs trained different networks; only runs of one network can be blended.")
-    mean = {name: np.mean([run.embedder[name] for run in runs], axis=0, dtype=np.float32) for name in first.embedder}
+    mean = {
+        name: np.asarray(np.mean([run.embedder[name] for run in runs], axis=0), np.float32) for name in first.embedder
+    }
     return Trained(mean, first.example_head, first.head)
 
 
