@@ -17,11 +17,9 @@ import tensorflow as tf
 
 from detector.checkpoint import check_tensors
 from detector.classifiers import Classifier, regularisation_loss
-from detector.classifiers.features import dequantised, without_padding
 from detector.errors import ConfigError, ModelError
-
-Loss = Callable[..., tf.Tensor]
-"""``(B, V)`` float32 predictions, ``(B, V)`` float32 labels and, where given, weights -> scalar float32."""
+from trainer.losses import cross_entropy
+from trainer.records import video_matrix_in_graph
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # defaults of TF1's AdamOptimizer
 
@@ -84,12 +82,15 @@ class TrainStep:
     """Trains ``classifier`` in place, a batch a call.
 
     Args:
-        loss: of predictions and labels; called with a third argument where the step is given weights.
+        loss: of ``(B, V)`` predictions and ``(B, V)`` float32 labels, scalar float32 (``trainer.losses``); called with
+            a third argument where the step is given weights.
 
     Source: google/youtube-8m, ``train.py`` (``build_graph``) and ``utils.py`` (``clip_gradient_norms``).
     """
 
-    def __init__(self, classifier: Classifier, settings: StepSettings, loss: Loss) -> None:
+    def __init__(
+        self, classifier: Classifier, settings: StepSettings, loss: Callable[..., tf.Tensor] = cross_entropy
+    ) -> None:
         self.classifier = classifier
         self.settings = settings
         self._loss = loss
@@ -155,8 +156,7 @@ class TrainStep:
         num_frames = tf.cast(num_frames, tf.int32)
         labels = tf.cast(labels, tf.float32)
         if x.dtype == tf.uint8:
-            x = dequantised(x)
-            x = without_padding(x, num_frames) if x.shape.rank == 3 else x
+            x = video_matrix_in_graph(x, num_frames)
         columns = self.classifier.uniforms_per_clip
         if uniforms is None and columns:
             seed = tf.stack([tf.constant(self.settings.seed, tf.int64), self._global_step])

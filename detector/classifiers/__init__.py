@@ -24,6 +24,13 @@ KINDS = ("lstm", "logistic", "moe", "frame_logistic", "dbof")
 class Classifier(Protocol):
     """What every classifier is to the pipeline and to the trainer."""
 
+    input_size: int
+    """D, values a row."""
+
+    @property
+    def video_level(self) -> bool:
+        """Whether it sees one vector a clip: then ``(B, D)`` features are taken as they are."""
+
     @property
     def uniforms_per_clip(self) -> int:
         """Random numbers in [0, 1) that one clip takes while training; 0 where nothing is sampled."""
@@ -31,7 +38,7 @@ class Classifier(Protocol):
     def __call__(self, x: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
         """``(B, T, D)`` float32 raw features and ``(B,)`` int32 valid rows -> ``(B, V)`` float32 probabilities.
 
-        Kinds ``logistic`` and ``moe`` take ``(B, D)`` features of whole clips too. It is ``final(pooled(...))``.
+        Video-level kinds take ``(B, D)`` features of whole clips too. It is ``final(pooled(x, num_frames))``.
         """
 
     def pooled(

@@ -68,9 +68,12 @@ class DbofModel(tf.Module):
     Source: google/youtube-8m, ``frame_level_models.py`` and ``model_utils.py``.
     """
 
+    video_level = False
+
     def __init__(self, config: DbofConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.input_size = config.input_size
         self._activation = _ACTIVATIONS[config.activation]
         random = np.random.default_rng(seed)
         size, clusters, hidden = config.input_size, config.clusters, config.hidden

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from detector.embedders.postprocess import QUANTISE_MAX, QUANTISE_MIN
-
 _EPSILON = 1e-12  # of google/youtube-8m's ``tf.nn.l2_normalize``
 
 
@@ -30,11 +28,3 @@ def clip_features(x: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
         count = tf.cast(tf.maximum(num_frames, 1), tf.float32)[:, None]
         x = tf.reduce_sum(without_padding(x, num_frames), axis=1) / count
     return unit_rows(x)
-
-
-def dequantised(x: tf.Tensor) -> tf.Tensor:
-    """uint8 of any shape -> float32 in [-2, 2], as ``postprocess.dequantise``; float32 stays as it is."""
-    if x.dtype != tf.uint8:
-        return x
-    span = QUANTISE_MAX - QUANTISE_MIN
-    return tf.cast(x, tf.float32) * (span / 255.0) + (span / 512.0 + QUANTISE_MIN)

@@ -32,10 +32,12 @@ class FrameLogisticModel(tf.Module):
     """
 
     uniforms_per_clip = 0
+    video_level = False
 
     def __init__(self, config: FrameLogisticConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.input_size = config.input_size
         self.final = Logistic(config.input_size, config.classes, random=np.random.default_rng(seed))
 
     def __call__(self, x: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:

@@ -56,10 +56,12 @@ class LogisticModel(tf.Module):
     """
 
     uniforms_per_clip = 0
+    video_level = True
 
     def __init__(self, config: LogisticConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.input_size = config.input_size
         self.final = Logistic(config.input_size, config.classes, random=np.random.default_rng(seed))
 
     def __call__(self, x: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:

@@ -51,10 +51,12 @@ class LstmModel(tf.Module):
     """
 
     uniforms_per_clip = 0
+    video_level = False
 
     def __init__(self, config: LstmConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.input_size = config.input_size
         random = np.random.default_rng(seed)
         self._layers: list[tuple[tf.Variable, tf.Variable]] = []
         for i in range(config.layers):

@@ -68,10 +68,12 @@ class MoeModel(tf.Module):
     """
 
     uniforms_per_clip = 0
+    video_level = True
 
     def __init__(self, config: MoeConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.input_size = config.input_size
         random = np.random.default_rng(seed)
         self.final = Moe(config.input_size, config.classes, config.mixtures, random=random)
 

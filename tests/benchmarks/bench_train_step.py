@@ -18,7 +18,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import click
 import numpy as np
 import tensorflow as tf
-from trainer.losses import cross_entropy
 
 from detector.classifiers import build_classifier, weights
 from trainer.train_step import StepSettings, TrainStep
@@ -105,8 +104,9 @@ def clips_per_second(step: Callable[[], float], batch: int, seconds: float) -> t
 @click.option("--layers", default=2, show_default=True)
 @click.option("--batch", default=128, show_default=True)
 @click.option("--starter-rows", default=300, show_default=True, help="Rows its reader pads clips to.")
+@click.option("--mixed-precision", is_flag=True, help="Our products in bfloat16.")
 @click.option("--seconds", default=10.0, show_default=True, help="Measured for each side.")
-def main(cells: int, layers: int, batch: int, starter_rows: int, seconds: float) -> None:
+def main(cells: int, layers: int, batch: int, starter_rows: int, mixed_precision: bool, seconds: float) -> None:
     random = np.random.default_rng(0)
     bytes_ = random.integers(0, 256, (batch, ROWS, FEATURES), np.uint8)
     frames = np.full(batch, ROWS, np.int32)
@@ -118,7 +118,8 @@ def main(cells: int, layers: int, batch: int, starter_rows: int, seconds: float)
     floats = labels.astype(np.float32)
     theirs, their_losses = clips_per_second(lambda: starter(padded, floats, frames), batch, seconds)
     click.echo(f"starter code, {cells} x {layers}, batch {batch}, {starter_rows} rows: {theirs:8.0f} clips/s")
-    step = TrainStep(classifier, StepSettings(batch_size=batch, base_learning_rate=0.001), cross_entropy)
+    settings = StepSettings(batch_size=batch, base_learning_rate=0.001, mixed_precision=mixed_precision)
+    step = TrainStep(classifier, settings)
     ours, our_losses = clips_per_second(lambda: float(step(bytes_, labels, frames).loss), batch, seconds)
     click.echo(f"this project, {cells} x {layers}, batch {batch}, {ROWS} rows: {ours:8.0f} clips/s")
     both = min(len(their_losses), len(our_losses), 5)

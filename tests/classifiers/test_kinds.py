@@ -12,10 +12,8 @@ import tensorflow as tf
 
 from detector.classifiers import KINDS, assign, build_classifier, regularisation_loss, weights
 from detector.classifiers.dbof import DbofConfig, DbofModel
-from detector.classifiers.features import dequantised
 from detector.classifiers.lstm import LstmConfig, LstmModel
 from detector.embedders.compact import CompactNetwork
-from detector.embedders.postprocess import dequantise
 from detector.errors import ModelError
 from detector.model import load_model, save_package
 
@@ -167,11 +165,6 @@ def test_the_penalty_counts_weights_of_the_final_layer_only(kind: str) -> None:
     ]
     expected = 0.5e-8 * sum(np.sum(value.astype(np.float64) ** 2) for value in counted)
     np.testing.assert_allclose(regularisation_loss(classifier), expected, rtol=1e-5)
-
-
-def test_bytes_are_dequantised_in_the_graph_as_outside() -> None:
-    every = np.arange(256, dtype=np.uint8)
-    np.testing.assert_allclose(dequantised(tf.constant(every)), dequantise(every), rtol=0, atol=3e-7)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,114 @@
+"""Clips -> predictions -> CSV, as the YouTube-8M starter code's ``inference.py`` writes it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from detector.classifiers import Classifier
+from detector.errors import ConfigError, DataError
+from trainer.records import ClipSet, video_matrix_in_graph
+
+HEADER = ("VideoId", "LabelConfidencePairs")
+DEFAULT_TOP_K = 20
+DEFAULT_BATCH_CLIPS = 256
+
+Float32Array = npt.NDArray[np.float32]
+
+
+def predictions(
+    classifier: Classifier, clips: ClipSet, *, batch_clips: int = DEFAULT_BATCH_CLIPS
+) -> Iterator[tuple[tuple[str, ...], Float32Array]]:
+    """All clips in their order, a batch at a time: ``B`` video ids and ``(B, V)`` float32 probabilities.
+
+    A batch is padded to its own longest clip only. Video-level models take frame-level clips as their means.
+
+    Raises ConfigError for clips of another feature size than the model's, and for video-level clips where the model
+    needs frames.
+    """
+    import tensorflow as tf
+
+    size = clips.spec.size
+    if size != classifier.input_size:
+        raise ConfigError(f"The clips have {size} values a frame; the model takes {classifier.input_size}.")
+    if batch_clips < 1:
+        raise ConfigError(f"batch_clips is {batch_clips}; 1 or more is needed.")
+    frames_spec = tf.TensorSpec([None], tf.int32)
+    if clips.spec.level == "video":
+        if not classifier.video_level:
+            raise ConfigError("The clips are video-level, one vector each; this model needs frame-level clips.")
+        call = tf.function(lambda x, n: classifier(x, n), input_signature=[tf.TensorSpec([None, size]), frames_spec])
+    else:
+        call = tf.function(
+            lambda x, n: classifier(video_matrix_in_graph(x, n), n),
+            input_signature=[tf.TensorSpec([None, None, size], tf.uint8), frames_spec],
+        )
+    for start in range(0, len(clips), batch_clips):
+        chosen = np.arange(start, min(start + batch_clips, len(clips)))
+        batch = clips.gather(chosen, frames=max(int(clips.num_frames[chosen].max()), 1))
+        yield batch.video_ids, call(batch.features, batch.num_frames).numpy()
+
+
+def top_pairs(scores: Float32Array, top_k: int = DEFAULT_TOP_K) -> list[tuple[int, float]]:
+    """The ``top_k`` largest of ``(V,)`` scores (all, where there are fewer) as (class, score), best first.
+
+    Equal scores come in the order of their classes; the original leaves that open. NaN counts as the smallest.
+    """
+    order = np.argsort(-np.nan_to_num(scores, nan=-np.inf, posinf=np.inf, neginf=-np.inf), kind="stable")
+    return [(int(index), float(scores[index])) for index in order[:top_k]]
+
+
+def pairs_text(scores: Float32Array, top_k: int = DEFAULT_TOP_K, names: Sequence[str] | None = None) -> str:
+    """``label confidence`` pairs, confidences to 6 significant digits.
+
+    By class index they are separated by spaces, as the original does. By name, which may hold spaces and commas,
+    by ``; ``: split there, then at each part's last space.
+    """
+    pairs = top_pairs(scores, top_k)
+    if names is None:
+        return " ".join(f"{index} {score:g}" for index, score in pairs)
+    return "; ".join(f"{names[index]} {score:g}" for index, score in pairs)
+
+
+def write_predictions(
+    path: Path,
+    batches: Iterable[tuple[Sequence[str], Float32Array]],
+    *,
+    top_k: int = DEFAULT_TOP_K,
+    names: Sequence[str] | None = None,
+) -> int:
+    """Write the CSV whole or not at all; returns the number of clips.
+
+    Args:
+        path: its folder must exist.
+        batches: video ids and ``(B, V)`` scores, as ``predictions`` gives them.
+        names: of the V classes, in place of their indices.
+
+    Raises ConfigError for ``top_k`` below 1 or names that don't fit the scores; DataError where the disk refuses.
+    """
+    if top_k < 1:
+        raise ConfigError(f"top_k is {top_k}; 1 or more is needed.")
+    partial = path.with_name(path.name + ".part")
+    count = 0
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            # Quotes only what needs it, so that ids of letters and digits come as the original writes them.
+            writer: Any = csv.writer(file, lineterminator="\n")
+            writer.writerow(HEADER)
+            for video_ids, scores in batches:
+                if names is not None and len(names) != scores.shape[1]:
+                    raise ConfigError(f"{len(names)} names are given for {scores.shape[1]} classes.")
+                for video_id, row in zip(video_ids, scores, strict=True):
+                    writer.writerow((video_id, pairs_text(row, top_k, names)))
+                    count += 1
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"Predictions can't be written to {path}: {error.strerror or error}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
