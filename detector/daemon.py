@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 
 MAX_METADATA_BYTES = 4_096
 _POLL_SECONDS = 0.2
-_LAG_SECONDS = 5.0
+_GAUGE_SECONDS = 1.0
+_IDLE_SWEEP_SECONDS, _BUSY_SWEEP_SECONDS = 1.0, 5.0
 _LIVE_SECONDS = 30.0
 _METADATA_VERSION = 1
 
@@ -144,7 +145,7 @@ class Session:
         self._positions: dict[TopicPartition, int] = {}  # processed, not committed
         self._newest_ms: dict[TopicPartition, int] = {}
         self._unsaid = 0  # sent since the last commit
-        self._last_commit = self._last_lag = self._last_sweep = monotonic()
+        self._last_commit = self._last_gauges = self._last_sweep = monotonic()
         exactly_once = daemon.delivery == "exactly_once"
         member = settings.bus.kafka.group_instance_id if settings.bus.kind == "kafka" else None
         transactional_id = f"{daemon.group}.{member or os.uname().nodename + '.' + str(os.getpid())}"
@@ -171,7 +172,7 @@ class Session:
                 self._take(record)
         self._publish(self._pipeline.run())
         now = self._monotonic()
-        if not records or now - self._last_sweep > _LAG_SECONDS:
+        if now - self._last_sweep >= (_IDLE_SWEEP_SECONDS if not records else _BUSY_SWEEP_SECONDS):
             self._last_sweep = now
             self._forget_idle(caught_up=not records)
         if self._unsaid or (self._positions and now - self._last_commit >= self._commit_interval_seconds):
@@ -183,7 +184,10 @@ class Session:
         """Store what was sent and then, or with it, the offsets. Raises BusError; nothing was committed then."""
         if not self._positions and not self._unsaid:
             return
-        commits = {tp: self._commit_of(tp, offset) for tp, offset in self._positions.items()}
+        commits = {
+            tp: Commit(self._positions[tp], Position(read_from, self._newest_ms.get(tp, 0), since).to_text())
+            for tp, (read_from, since) in self._pipeline.rebuild_plans(self._positions).items()
+        }
         with self._metrics.stage.labels("commit").time():
             try:
                 self._producer.commit(self._consumer, commits)
@@ -257,10 +261,6 @@ class Session:
         for partition, newest_ms in self._newest_ms.items():
             self._publish(self._pipeline.forget_idle(newest_ms, {partition}))
 
-    def _commit_of(self, partition: TopicPartition, offset: int) -> Commit:
-        read_from, since = self._pipeline.rebuild_plan(partition, offset)
-        return Commit(offset, Position(read_from, self._newest_ms.get(partition, 0), since).to_text())
-
     def _assigned(self, consumer: Consumer, partitions: frozenset[TopicPartition]) -> None:
         for partition in sorted(partitions):
             committed = consumer.committed(partition)
@@ -310,10 +310,10 @@ class Session:
         account.batches.clear()
         self._told = replace(account, batches=[], resets=account.resets.copy())
         m.in_progress.set(self._pipeline.examples_in_progress)
-        m.streams.set(self._pipeline.stream_count)
-        m.open_alerts.set(self._pipeline.open_alert_count)
-        if now - self._last_lag >= _LAG_SECONDS:
-            self._last_lag = now
+        if now - self._last_gauges >= _GAUGE_SECONDS:
+            self._last_gauges = now
+            m.streams.set(self._pipeline.stream_count)
+            m.open_alerts.set(self._pipeline.open_alert_count)
             for partition in self._consumer.assignment():
                 behind = self._consumer.end_offset(partition) - self._consumer.position(partition)
                 m.lag.labels(str(partition.partition)).set(behind)

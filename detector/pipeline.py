@@ -242,21 +242,24 @@ class Pipeline:
                 self.account.accepted -= 1
         self._work = deque(w for w in self._work if w.stream.stream_id not in gone)
 
-    def rebuild_plan(self, partition: TopicPartition, until: int) -> tuple[int, dict[str, int]]:
-        """What to keep beside the committed offset ``until`` so that ``rebuild`` restores this very state.
+    def rebuild_plans(self, until: Mapping[TopicPartition, int]) -> dict[TopicPartition, tuple[int, dict[str, int]]]:
+        """What to keep beside the offsets about to be committed so that ``rebuild`` restores this very state.
 
-        Returns the offset to read from and ``Rebuild.since``. Nothing may be waiting for ``run``.
+        For each partition the offset to read from and ``Rebuild.since``. Nothing may be waiting for ``run``.
         """
-        start = until
-        since: dict[str, int] = {}
+        plans: dict[TopicPartition, tuple[int, dict[str, int]]] = {tp: (offset, {}) for tp, offset in until.items()}
         for stream in self._streams.values():
-            if stream.newest is None or stream.newest.topic_partition != partition or stream.rebuild_offset is None:
+            offset = stream.rebuild_offset
+            partition = stream.newest.topic_partition if stream.newest else None
+            if offset is None or partition is None or partition not in plans:
                 continue
-            start = min(start, stream.rebuild_offset)
+            start, since = plans[partition]
             needed = stream.decision.oldest_sample_needed
             if needed is not None:
                 since[stream.stream_id] = needed
-        return start, since
+            if offset < start:
+                plans[partition] = (offset, since)
+        return plans
 
     def _silence(self, arrival: Arrival) -> tuple[bool, int]:
         """Whether nothing of this chunk may be emitted, and from which sample on the decision is to be fed."""

@@ -116,7 +116,7 @@ def test_state_rebuilt_from_the_log_continues_exactly_at_any_cut():
     for cut in random.Random(5).sample(range(1, len(log)), 40):
         before = make_pipeline()
         told = [e.alert for e in feed(before, log[:cut], 1)]
-        read_from, since = before.rebuild_plan(PARTITION, cut)
+        read_from, since = before.rebuild_plans({PARTITION: cut})[PARTITION]
         assert read_from >= cut - 4 * (40 + 12)
         carried_over += bool(since)
         after = make_pipeline()
@@ -137,7 +137,7 @@ def test_one_stream_is_rebuilt_from_no_more_than_its_window_and_its_alert(hop_se
     for cut in range(1, 60):
         before = make_pipeline(hop_seconds=hop_seconds)
         told = [e.alert for e in feed(before, log[:cut], 1)]
-        read_from, since = before.rebuild_plan(PARTITION, cut)
+        read_from, since = before.rebuild_plans({PARTITION: cut})[PARTITION]
         assert cut - read_from <= 10 + 2 + 5
         after = make_pipeline(hop_seconds=hop_seconds)
         after.rebuild(PARTITION, Rebuild(cut, since))
@@ -148,7 +148,7 @@ def test_a_rebuild_that_forgets_an_open_decision_would_be_noticed():
     log = log_of(chunks_of("a", audio(np.random.default_rng(1), 12, [5 * CHUNK_SAMPLES + 4321])))
     before = make_pipeline()
     feed(before, log[:6], 1)
-    read_from, since = before.rebuild_plan(PARTITION, 6)
+    read_from, since = before.rebuild_plans({PARTITION: 6})[PARTITION]
     assert since
     after = make_pipeline()
     after.rebuild(PARTITION, Rebuild(6, {}))
