@@ -23,6 +23,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -52,9 +53,9 @@ DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
 _LOGGED_DAMAGES = 10
 _CLIPS_PER_PART = 4096
 _PART_BYTES = 32 << 20
-_READ_AHEAD_FILES = 16
-_READ_AHEAD_THREADS = 4
-_READ_WHOLE_BYTES = 16 << 20
+_FILES_A_GROUP = 16
+_READ_AHEAD_GROUPS = 4
+_READ_WHOLE_BYTES = 1 << 20
 _SCAN_BYTES = 1 << 20
 _MASK_DELTA = 0xA282EAD8
 
@@ -395,28 +396,33 @@ def _read_file(path: Path, stream: BinaryIO | OSError, parser: _Parser, builder:
 def _read_ahead(files: Iterable[Path]) -> Generator[tuple[Path, BinaryIO | OSError]]:
     """Each file in order; small ones were read by other threads meanwhile, large ones are opened."""
 
-    def fetch(path: Path) -> BinaryIO | OSError:
-        try:
-            return io.BytesIO(path.read_bytes()) if path.stat().st_size <= _READ_WHOLE_BYTES else path.open("rb")
-        except OSError as error:
-            return error
+    def fetch(paths: Sequence[Path]) -> list[tuple[Path, BinaryIO | OSError]]:
+        return [(path, _opened(path)) for path in paths]
 
-    waiting: deque[tuple[Path, Future[BinaryIO | OSError]]] = deque()
-    with ThreadPoolExecutor(_READ_AHEAD_THREADS, thread_name_prefix="read-ahead") as pool:
+    # Whole groups: a file of AudioSet's takes less time to read than to hand over between threads.
+    ordered = iter(files)
+    groups = iter(lambda: tuple(islice(ordered, _FILES_A_GROUP)), ())
+    waiting: deque[Future[list[tuple[Path, BinaryIO | OSError]]]] = deque()
+    opened: list[tuple[Path, BinaryIO | OSError]] = []
+    with ThreadPoolExecutor(_READ_AHEAD_GROUPS, thread_name_prefix="read-ahead") as pool:
         try:
-            for path in files:
-                waiting.append((path, pool.submit(fetch, path)))
-                if len(waiting) >= _READ_AHEAD_FILES:
-                    done, future = waiting.popleft()
-                    yield done, future.result()
+            waiting.extend(pool.submit(fetch, group) for group in islice(groups, _READ_AHEAD_GROUPS))
             while waiting:
-                done, future = waiting.popleft()
-                yield done, future.result()
+                opened = waiting.popleft().result()[::-1]
+                waiting.extend(pool.submit(fetch, group) for group in islice(groups, 1))
+                while opened:
+                    yield opened.pop()
         finally:
-            for _, future in waiting:
-                stream = future.result()
+            for _, stream in chain(opened, *(future.result() for future in waiting)):
                 if not isinstance(stream, OSError):
                     stream.close()
+
+
+def _opened(path: Path) -> BinaryIO | OSError:
+    try:
+        return io.BytesIO(path.read_bytes()) if path.stat().st_size <= _READ_WHOLE_BYTES else path.open("rb")
+    except OSError as error:
+        return error
 
 
 def read_records(stream: BinaryIO, path: Path) -> Iterator[tuple[int, bytes] | Damage]:
@@ -513,11 +519,19 @@ def _fields(data: bytes, at: int, end: int) -> list[tuple[int, int, int, int]]:
     """``(number, wire type, start, end)`` of every field of the message in ``data[at:end]``."""
     found = []
     while at < end:
-        tag, at = _varint(data, at)
+        tag = data[at]
+        if tag < 0x80:
+            at += 1
+        else:
+            tag, at = _varint(data, at)
         wire = tag & 7
         start = at
         if wire == 2:
-            length, start = _varint(data, at)
+            length = data[at]  # one byte nearly always, and this loop is where reading spends its time
+            if length < 0x80:
+                start = at + 1
+            else:
+                length, start = _varint(data, at)
             at = start + length
         elif wire == 0:
             _, at = _varint(data, at)
