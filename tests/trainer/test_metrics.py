@@ -281,6 +281,11 @@ def test_d_prime_is_the_distance_of_two_normal_distributions() -> None:
     assert metrics.d_prime(auc) == pytest.approx(1.5, abs=0.02)
 
 
+def test_a_prediction_of_zero_is_no_prediction_to_perr() -> None:
+    assert metrics.perr([[0.9, 0.0]], [[True, True]]) == 0.5
+    assert metrics.perr([[0.9, 0.1], [0.5, 0.4]], [[True, True], [False, False]]) == 0.5
+
+
 def test_a_family_scores_as_its_highest_member() -> None:
     p = np.array([[0.1, 0.9, 0.3], [0.5, 0.2, 0.4]], np.float32)
     y = np.array([[True, False, False], [False, True, False]])

@@ -371,6 +371,24 @@ def test_a_wrong_byte_behind_a_right_checksum_is_told_or_leaves_frames_of_the_ri
     assert clips.frames_of(0).shape[1] == 128
 
 
+def test_frames_in_another_layout_of_the_same_length_are_not_taken_for_frames(tmp_path: Path) -> None:
+    record = bytearray(encode_clip("clip", frames_of(0, 3)))
+    second = bytes(record).rindex(frames_of(0, 3)[1].tobytes()) - 9
+    record[second + 6] = 0x12  # the frame's bytes under a number that means nothing
+    with pytest.raises(DataError, match="is not one string of bytes"):
+        read_clips([write(tmp_path / "a.tfrecord", bytes(record))], classes=3)
+
+
+def test_packing_in_parts_gives_the_same_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = many(tmp_path)
+    (whole,) = read_clips([path], classes=3).batches(40)
+    monkeypatch.setattr("trainer.records._CLIPS_PER_PART", 3)
+    (parts,) = read_clips([path], classes=3).batches(40)
+    assert parts.video_ids == whole.video_ids
+    np.testing.assert_array_equal(parts.features, whole.features)
+    np.testing.assert_array_equal(parts.labels, whole.labels)
+
+
 def test_files_that_are_no_records_are_counted_beside_good_ones(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
