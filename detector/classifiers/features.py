@@ -25,6 +25,5 @@ def clip_features(x: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
     mean of the valid rows is taken, which is how those records were made; without valid rows it is zeros.
     """
     if len(x.shape) == 3:
-        count = tf.cast(tf.maximum(num_frames, 1), tf.float32)[:, None]
-        x = tf.reduce_sum(without_padding(x, num_frames), axis=1) / count
+        x = tf.reduce_sum(without_padding(x, num_frames), axis=1)  # of the mean's direction, and its length goes
     return unit_rows(x)

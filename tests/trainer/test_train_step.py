@@ -99,6 +99,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(kind: str) -> None:
     assert list(a) == list(b)
     assert all(np.array_equal(a[name], b[name]) for name in a)
     assert not np.array_equal(a["beta1_power"], kept["beta1_power"])
+    assert whole.global_step == resumed.global_step == 6
 
 
 def test_dbof_samples_other_rows_every_step_and_for_every_seed() -> None:
@@ -174,6 +175,19 @@ def test_a_changed_weight_moves_no_further_than_the_rate() -> None:
     step(*batch(step.classifier))
     moved = [np.abs(value - before[name]).max() for name, value in weights(step.classifier).items()]
     np.testing.assert_allclose(moved, 0.01, rtol=1e-3)  # Adam's first step
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_of_other_sizes_and_lengths_train_on(kind: str) -> None:
+    step, straight = (TrainStep(small(kind), StepSettings(batch_size=8)) for _ in range(2))
+    x, labels, num_frames = batch(step.classifier)
+    for clips, rows in ((8, 6), (5, 6), (3, 4), (1, 5)):
+        frames = np.minimum(num_frames[:clips], rows)
+        found = step(x[:clips, :rows], labels[:clips], frames)
+        straight._traced = straight._step  # never traced: op by op
+        expected = straight(x[:clips, :rows], labels[:clips], frames)
+        np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-4)
+        assert found.applied
 
 
 def test_weights_reach_the_loss() -> None:
