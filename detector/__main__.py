@@ -6,6 +6,7 @@ used.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -23,6 +24,7 @@ from detector.cli import (
     config_option,
     config_or_default,
     configure_logging,
+    quiet_tensorflow,
     settings_of,
     stop_signals,
 )
@@ -44,7 +46,7 @@ def run_command(config_path: Path | None, bus_path: Path | None) -> None:
     """Serve: chunks from the bus in, alerts out, until SIGTERM."""
     settings = settings_of(config_path, bus_path)
     configure_logging(settings.log)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    quiet_tensorflow()
     from detector.daemon import Daemon
 
     daemon = Daemon(settings)
@@ -79,7 +81,9 @@ def check_command(config_path: Path | None) -> None:
 @main.command("scan")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
-    "--files-from", type=click.File("r", encoding="utf-8"), help="List of paths, one a line; - is standard input."
+    "--files-from",
+    type=click.File("r", encoding="utf-8", errors="surrogateescape"),
+    help="List of paths, one a line; - is standard input.",
 )
 @click.option("--format", "output_format", type=click.Choice(["csv", "json"]), default="csv", show_default=True)
 @click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), help="Open alerts here, not at the model's.")
@@ -105,6 +109,8 @@ def scan_command(
     listed = [Path(line.rstrip("\r\n")) for line in files_from if line.strip()] if files_from else []
     settings = settings_of(config_path)
     configure_logging(settings.log.model_copy(update={"level": "ERROR"}))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be any bytes; they come out as they are
+        sys.stdout.reconfigure(errors="surrogateescape")
     if threshold is not None:
         decision = settings.decision.model_copy(update={"open_threshold": threshold, "close_threshold": None})
         settings = settings.model_copy(update={"decision": decision})
@@ -113,13 +119,16 @@ def scan_command(
     recordings = find_recordings([*paths, *listed])
     if not recordings:
         raise click.UsageError("Nothing to scan: name files or folders with audio, or a list with --files-from.")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    quiet_tensorflow()
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from detector.model import load_model
     from detector.pipeline import pipeline_for
 
+    # how many files are read at once is the scan's own affair
+    daemon = settings.daemon.model_copy(update={"max_streams": max(settings.daemon.max_streams, 1_000)})
+    settings = settings.model_copy(update={"daemon": daemon})
     model = load_model(model_name or settings.model.name, store=settings.model.store, threads=settings.model.threads)
     model.self_test()
     writer = (CsvWriter if output_format == "csv" else JsonWriter)(sys.stdout)
@@ -214,7 +223,7 @@ def models_list_command() -> None:
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Folder of fetched weights.")
 def models_verify_command(name: str, store: Path | None) -> None:
     """Check a model's hashes and run its golden self-test."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    quiet_tensorflow()
     from detector.model import load_model
 
     model = load_model(name, store=store)
@@ -231,7 +240,7 @@ def models_verify_command(name: str, store: Path | None) -> None:
 )
 def models_fetch_command(name: str, store: Path | None, mirror: str | None, source_dir: Path | None) -> None:
     """Get the published VGGish, convert it once, and run its published smoke test."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    quiet_tensorflow()
     from detector.fetch import fetch_vggish
     from detector.store import default_store
 

@@ -31,7 +31,7 @@ class Batcher:
         if not items:
             return items
         deadline = self._clock() + self._max_wait_seconds
-        while len(items) < self._max_batch:
+        while len(items) < min(self._max_batch, max_items):
             left = deadline - self._clock()
             if left <= 0:
                 break

@@ -25,9 +25,10 @@ CHUNK_SAMPLES = 15_360
 CHUNK_SECONDS = CHUNK_SAMPLES / RATE_HZ
 CHUNK_BYTES = CHUNK_SAMPLES * 2
 MAX_STREAM_ID_BYTES = 255
-MAX_SEQ = 2**53 - 1  # exact in JSON readers that know only doubles
+MAX_SEQ = 2**53 // CHUNK_SAMPLES - 2  # every sample index is exact even in JSON readers that know only doubles
 MAX_VALUE_BYTES = 2 * CHUNK_BYTES  # a FLAC chunk is never larger than this
 _NS = 1_000_000_000
+MAX_CAPTURED_AT_NS = 2**63 - 1 - 86_400 * _NS  # the times of an alert that goes on from here fit as well
 _TOKEN = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,19}")
 _FRAME = re.compile(r"[A-Za-z0-9._:\-]{1,64}")
@@ -110,8 +111,10 @@ class Chunk:
             raise ChunkError("bad_session", f"Session {self.session!r} is not 1-128 of A-Z a-z 0-9 . _ : -")
         if not 0 <= self.seq <= MAX_SEQ:
             raise ChunkError("bad_seq", f"Sequence number {self.seq} is not within 0 to {MAX_SEQ}.")
-        if not 0 <= self.captured_at_ns < 2**63:
-            raise ChunkError("bad_captured_at", f"Capture time {self.captured_at_ns} is not within 0 to 2^63-1 ns.")
+        if not 0 <= self.captured_at_ns <= MAX_CAPTURED_AT_NS:
+            raise ChunkError(
+                "bad_captured_at", f"Capture time {self.captured_at_ns} is not within 0 to {MAX_CAPTURED_AT_NS} ns."
+            )
         if self.pcm.dtype != np.int16 or self.pcm.shape != (CHUNK_SAMPLES,):
             raise ChunkError(
                 "bad_size", f"PCM is {self.pcm.dtype}{list(self.pcm.shape)}; a chunk is int16 [{CHUNK_SAMPLES}]."

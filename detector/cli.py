@@ -66,6 +66,12 @@ def settings_of(config_path: Path | None, bus_path: Path | None = None) -> Setti
     return settings.model_copy(update={"bus": settings.bus.model_copy(update={"embedded": embedded})})
 
 
+def quiet_tensorflow() -> None:
+    """Before TensorFlow's first import: leave out its informational lines, also the one on oneDNN being on by default."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+
 @contextlib.contextmanager
 def stop_signals(stop: Callable[[], None]) -> Iterator[None]:
     """While inside, the first SIGINT or SIGTERM calls ``stop``; a second one ends the process as usual."""

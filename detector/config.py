@@ -311,7 +311,10 @@ class DaemonSettings(_Section):
         default=300.0, ge=1, le=86_400, description="Silence of a stream after which its state is forgotten."
     )
     max_streams: int = Field(
-        default=10_000, ge=1, le=1_000_000, description="Most streams with state; the longest idle one makes room."
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="Most streams with state; a chunk of one more is refused, and dead-lettered.",
     )
 
 

@@ -8,12 +8,14 @@ together with them (``exactly_once``).
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -29,10 +31,11 @@ from detector import alert as alert_wire
 from detector.batcher import Batcher
 from detector.bus import open_bus
 from detector.bus.base import Bus, Commit, Consumer, Headers, Producer, Record, TopicPartition, TopicSettings
-from detector.chunk import decode
+from detector.chunk import CHUNK_SAMPLES, decode
 from detector.config import Settings, TopicsSettings
 from detector.console.server import ConsoleServer
-from detector.errors import BusError, BusUnavailable, ChunkError, CommitFenced
+from detector.embedders.params import CARRY_SAMPLES
+from detector.errors import AlertError, BusError, BusUnavailable, ChunkError, CommitFenced
 from detector.metrics import Metrics
 from detector.model import Model, load_model
 from detector.pipeline import Account, Emitted, Pipeline, Rebuild, pipeline_for
@@ -45,7 +48,12 @@ _POLL_SECONDS = 0.2
 _GAUGE_SECONDS = 1.0
 _IDLE_SWEEP_SECONDS, _BUSY_SWEEP_SECONDS = 1.0, 5.0
 _LIVE_SECONDS = 30.0
-_METADATA_VERSION = 1
+_FULL_BYTES = 4 << 20
+_METADATA_VERSION = 2
+# Examples begin at multiples of half a chunk, less the carry-over: an index says as much as a sample, in less room.
+_STEP_SAMPLES = CHUNK_SAMPLES // 2
+_ENTRY_BYTES = 6 + 5
+_MAX_ENTRIES = (MAX_METADATA_BYTES - 200) * 3 // 4 // _ENTRY_BYTES
 
 
 def topic_settings(topics: TopicsSettings) -> dict[str, TopicSettings]:
@@ -71,34 +79,34 @@ class Position:
 
     Attributes:
         read_from: offset from which the log must be read again.
-        at_ms: when the newest record before the committed offset was produced.
-        since: ``Rebuild.since``.
+        at_ms: when this was committed, Unix milliseconds.
+        served: what made the decisions (model and settings); another one can't go on with them.
+        since, feed_rest: as in ``Rebuild``.
     """
 
     read_from: int
     at_ms: int
-    since: Mapping[str, int]
+    served: str
+    since: Mapping[bytes, int]
+    feed_rest: bool = False
 
     def to_text(self) -> str:
-        """JSON of at most MAX_METADATA_BYTES. Open decisions that do not fit are left out, with a warning."""
-        since = dict(self.since)
-        while True:
-            text = json.dumps(
-                {"v": _METADATA_VERSION, "from": self.read_from, "at_ms": self.at_ms, "since": since},
-                separators=(",", ":"),
-                ensure_ascii=False,
-            )
-            if len(text.encode()) <= MAX_METADATA_BYTES:
-                break
-            since.popitem()
-        if len(since) < len(self.since):
-            log.warning(
-                "%d streams of one partition have something to remember, %d fit into the commit: after a restart the "
-                "others may tell an alert again under another id. More partitions help.",
-                len(self.since),
-                len(since),
-            )
-        return text
+        """At most MAX_METADATA_BYTES, some 290 streams. If there are more, those that fit, and ``feed_rest``."""
+        entries = [
+            key + ((sample + CARRY_SAMPLES) // _STEP_SAMPLES).to_bytes(5, "big") for key, sample in self.since.items()
+        ]
+        kept = entries[:_MAX_ENTRIES]
+        return json.dumps(
+            {
+                "v": _METADATA_VERSION,
+                "from": self.read_from,
+                "at_ms": self.at_ms,
+                "served": self.served,
+                "since": base64.b64encode(b"".join(kept)).decode(),
+                "feed_rest": self.feed_rest or len(kept) < len(entries),
+            },
+            separators=(",", ":"),
+        )
 
     @staticmethod
     def from_text(text: str) -> Position | None:
@@ -107,8 +115,14 @@ class Position:
             fields = json.loads(text)
             if fields["v"] != _METADATA_VERSION:
                 return None
-            since = {str(stream): int(sample) for stream, sample in fields["since"].items()}
-            return Position(int(fields["from"]), int(fields["at_ms"]), since)
+            packed = base64.b64decode(fields["since"], validate=True)
+            if len(packed) % _ENTRY_BYTES:
+                return None
+            entries = [packed[i : i + _ENTRY_BYTES] for i in range(0, len(packed), _ENTRY_BYTES)]
+            since = {e[:6]: int.from_bytes(e[6:], "big") * _STEP_SAMPLES - CARRY_SAMPLES for e in entries}
+            return Position(
+                int(fields["from"]), int(fields["at_ms"]), str(fields["served"]), since, bool(fields["feed_rest"])
+            )
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -143,8 +157,8 @@ class Session:
         self._told = Account()
         self._silent_until: dict[TopicPartition, int] = {}
         self._positions: dict[TopicPartition, int] = {}  # processed, not committed
-        self._newest_ms: dict[TopicPartition, int] = {}
-        self._unsaid = 0  # sent since the last commit
+        self._assignments: Counter[TopicPartition] = Counter()  # how often each was taken away
+        self._unsaid = self._unsaid_bytes = 0  # sent since the last commit
         self._last_commit = self._last_gauges = self._last_sweep = monotonic()
         exactly_once = daemon.delivery == "exactly_once"
         member = settings.bus.kafka.group_instance_id if settings.bus.kind == "kafka" else None
@@ -165,27 +179,34 @@ class Session:
 
     def step(self) -> int:
         """Gather a batch, run it, publish, commit when due. Return the number of records read."""
-        records = self._batcher.gather(self._poll, _POLL_SECONDS, self._max_records)
+        gathered = self._batcher.gather(self._poll, _POLL_SECONDS, self._max_records)
         mine = self._consumer.assignment()
-        for record in records:
-            if record.topic_partition in mine:  # one taken away meanwhile is another member's now
-                self._take(record)
+        for assignment, record in gathered:
+            partition = record.topic_partition
+            # One taken away meanwhile is its new owner's, even if that is us again: it will be read again.
+            if partition not in mine or assignment != self._assignments[partition]:
+                continue
+            self._take(record)
+            if self._unsaid_bytes >= _FULL_BYTES:  # no transaction may outgrow what the bus takes
+                self._publish(self._pipeline.run())
+                self.commit()
         self._publish(self._pipeline.run())
         now = self._monotonic()
-        if now - self._last_sweep >= (_IDLE_SWEEP_SECONDS if not records else _BUSY_SWEEP_SECONDS):
+        if now - self._last_sweep >= (_IDLE_SWEEP_SECONDS if not gathered else _BUSY_SWEEP_SECONDS):
             self._last_sweep = now
-            self._forget_idle(caught_up=not records)
+            self._forget_idle()
         if self._unsaid or (self._positions and now - self._last_commit >= self._commit_interval_seconds):
             self.commit()
         self._observe(now)
-        return len(records)
+        return len(gathered)
 
     def commit(self) -> None:
         """Store what was sent and then, or with it, the offsets. Raises BusError; nothing was committed then."""
         if not self._positions and not self._unsaid:
             return
+        now_ms = int(self._wall() * 1000)
         commits = {
-            tp: Commit(self._positions[tp], Position(read_from, self._newest_ms.get(tp, 0), since).to_text())
+            tp: Commit(self._positions[tp], Position(read_from, now_ms, self._pipeline.served, since).to_text())
             for tp, (read_from, since) in self._pipeline.rebuild_plans(self._positions).items()
         }
         with self._metrics.stage.labels("commit").time():
@@ -196,7 +217,7 @@ class Session:
                 raise
         self._metrics.commits.labels("stored").inc()
         self._positions.clear()
-        self._unsaid = 0
+        self._unsaid = self._unsaid_bytes = 0
         self._last_commit = self._monotonic()
 
     def close(self) -> None:
@@ -211,8 +232,9 @@ class Session:
             except BusError as e:
                 log.warning("Leaving the bus: %s", e)
 
-    def _poll(self, timeout_seconds: float, max_records: int) -> list[Record]:
-        return self._consumer.poll(timeout_seconds, max_records)
+    def _poll(self, timeout_seconds: float, max_records: int) -> list[tuple[int, Record]]:
+        """Records, each with the assignment under which it was read."""
+        return [(self._assignments[r.topic_partition], r) for r in self._consumer.poll(timeout_seconds, max_records)]
 
     def _take(self, record: Record) -> None:
         partition = record.topic_partition
@@ -220,11 +242,10 @@ class Session:
         if not silent:
             self._metrics.records_in.inc()
             self._positions[partition] = record.offset + 1
-        self._newest_ms[partition] = max(self._newest_ms.get(partition, 0), record.timestamp_ms)
         try:
             with self._metrics.stage.labels("decode").time():
                 chunk = decode(record.key, record.value, record.headers)
-            self._pipeline.submit(Arrival(chunk, partition, record.offset, record.timestamp_ms))
+            self._pipeline.submit(Arrival(chunk, partition, record.offset, self._monotonic()))
         except ChunkError as e:
             if not silent:  # else it was told when it was first read
                 self._reject(record, e)
@@ -235,6 +256,7 @@ class Session:
         self._producer.send(self._topics.deadletter, record.key, record.value, _deadletter_headers(record, error))
         self._metrics.deadletters.inc()
         self._unsaid += 1
+        self._unsaid_bytes += len(record.value)
 
     def _publish(self, emitted: Sequence[Emitted]) -> None:
         if not emitted:
@@ -243,8 +265,15 @@ class Session:
             for one in emitted:
                 latency_seconds = self._wall() - one.capture_end_ns / 1e9
                 alert = replace(one.alert, latency_seconds=round(latency_seconds, 6))
-                self._producer.send(self._topics.alerts, *alert_wire.encode(alert))
+                try:
+                    key, value, headers = alert_wire.encode(alert)
+                except AlertError:  # a defect of ours; the other streams' alerts must not suffer from it
+                    log.exception("An alert could not be published")
+                    self._metrics.alerts.labels("failed").inc()
+                    continue
+                self._producer.send(self._topics.alerts, key, value, headers)
                 self._unsaid += 1
+                self._unsaid_bytes += len(value)
                 self._metrics.alerts.labels(alert.state).inc()
                 if alert.state == "opened":
                     self._metrics.latency.observe(max(0.0, latency_seconds))
@@ -253,13 +282,15 @@ class Session:
                     alert.peak_score, alert.onset_at, alert.onset_count,
                 )  # fmt: skip
 
-    def _forget_idle(self, *, caught_up: bool) -> None:
-        """Where a partition's records still flow, their own times say who went silent; where all is read, the clock."""
-        if caught_up:
-            self._publish(self._pipeline.forget_idle(int(self._wall() * 1000)))
-            return
-        for partition, newest_ms in self._newest_ms.items():
-            self._publish(self._pipeline.forget_idle(newest_ms, {partition}))
+    def _forget_idle(self) -> None:
+        """Close the alerts of streams that went silent, and see that the next commit knows of it."""
+        emitted = self._pipeline.forget_idle(self._monotonic())
+        self._publish(emitted)
+        if emitted:
+            for partition in self._consumer.assignment():
+                position = self._consumer.position(partition)
+                if position >= self._silent_until.get(partition, 0):
+                    self._positions.setdefault(partition, position)
 
     def _assigned(self, consumer: Consumer, partitions: frozenset[TopicPartition]) -> None:
         for partition in sorted(partitions):
@@ -276,7 +307,15 @@ class Session:
             start = min(committed.offset, position.read_from if oldest is None else max(oldest, position.read_from))
             consumer.seek(partition, start)
             self._silent_until[partition] = committed.offset
-            self._pipeline.rebuild(partition, Rebuild(committed.offset, position.since))
+            plan = Rebuild(committed.offset, position.since, position.feed_rest)
+            if position.served != self._pipeline.served:
+                log.warning(
+                    "%s[%d]: model or decision settings have changed since the last commit. Alerts open then are not "
+                    "gone on with and get no closing event.",
+                    *partition,
+                )
+                plan = Rebuild(committed.offset, {})
+            self._pipeline.rebuild(partition, plan)
             log.info("%s[%d]: rebuilding from %d, new from %d.", *partition, start, committed.offset)
 
     def _revoked(self, consumer: Consumer, partitions: frozenset[TopicPartition]) -> None:
@@ -288,7 +327,7 @@ class Session:
             for partition in partitions:
                 self._pipeline.drop_partition(partition)
                 self._positions.pop(partition, None)
-                self._newest_ms.pop(partition, None)
+                self._assignments[partition] += 1
                 self._silent_until.pop(partition, None)
 
     def _observe(self, now: float) -> None:

@@ -6,8 +6,9 @@ window, classifier and decision, in batches over all streams. The daemon, ``scan
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,12 +70,20 @@ class Rebuild:
 
     Attributes:
         until: first offset whose outputs have not been committed yet; what lies before is read in silence.
-        since: for each stream whose decision remembered something at ``until``, the first sample of the example from
-            which the decision must be fed. All others remembered nothing.
+        since: by ``stream_key``, for each stream whose decision remembered something at ``until``: the first sample of
+            the example from which the decision must be fed.
+        feed_rest: whether all other streams' decisions are fed as well, from the first chunk read on. False where
+            ``since`` is complete: the others remembered nothing.
     """
 
     until: int
-    since: Mapping[str, int]
+    since: Mapping[bytes, int]
+    feed_rest: bool = False
+
+
+def stream_key(stream_id: str) -> bytes:
+    """Six bytes that stand for a stream where room is short."""
+    return hashlib.blake2b(stream_id.encode(), digest_size=6).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +122,7 @@ class Pipeline:
         window_examples: T, how many embeddings the classifier sees.
         max_batch: most examples of one network call.
         max_streams: memory bound; a chunk of one stream more is refused.
-        idle_seconds: a stream silent for longer (by the records' own times) is forgotten and its alert closed.
+        idle_seconds: a stream of which nothing was seen for longer is forgotten and its alert closed.
         stage_timer: called with a stage's name; the context manager it returns spans the stage.
         observer: called with stream id, scored example and family score of each example, in order.
     """
@@ -141,13 +150,19 @@ class Pipeline:
         self._hop_samples = hop_samples_of(hop_seconds)
         self._max_batch = max_batch
         self._max_streams = max_streams
-        self._idle_ms = idle_seconds * 1000
+        self._idle_seconds = idle_seconds
         self._stage = stage_timer or (lambda stage: nullcontext())
         self._observer = observer
         self._streams: dict[str, StreamState] = {}
         self._work: deque[_ChunkWork | _RunEnd] = deque()
         self._rebuilds: dict[TopicPartition, Rebuild] = {}
         self.account = Account()
+
+    @property
+    def served(self) -> str:
+        """What decides here: 16 hex digits that change with the model and with every setting that sways a decision."""
+        text = repr((self._model.sha256, self._decision, self._hop_samples, self._window_examples))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def stream_count(self) -> int:
@@ -183,8 +198,6 @@ class Pipeline:
                 decision=self._decision,
             )
         silent, decide_from_sample = self._silence(arrival)
-        if stream.newest is not None and arrival.timestamp_ms - stream.newest.timestamp_ms > self._idle_ms:
-            self._end_run(stream, "stream_lost", silent)
         if stream.is_duplicate(chunk):
             self.account.duplicates += not silent
             return
@@ -204,19 +217,17 @@ class Pipeline:
             emitted += self._run_batch(self._next_batch())
         return emitted
 
-    def forget_idle(self, now_ms: int, partitions: Collection[TopicPartition] | None = None) -> list[Emitted]:
-        """Drop streams of which no chunk was produced since ``now_ms`` less the idle time; close their alerts.
+    def forget_idle(self, now_seconds: float) -> list[Emitted]:
+        """Drop streams of which nothing was seen since ``now_seconds`` less the idle time; close their alerts.
 
         Nothing may be waiting for ``run``.
         """
-        emitted: list[Emitted] = []
-        for stream in list(self._streams.values()):
-            newest = stream.newest
-            if newest is None or now_ms - newest.timestamp_ms <= self._idle_ms:
-                continue
-            if partitions is None or newest.topic_partition in partitions:
-                emitted += self.end_stream(stream.stream_id)
-        return emitted
+        lost = [
+            stream.stream_id
+            for stream in self._streams.values()
+            if stream.newest is not None and now_seconds - stream.newest.seen_seconds > self._idle_seconds
+        ]
+        return [emitted for stream_id in lost for emitted in self.end_stream(stream_id)]
 
     def end_stream(self, stream_id: str) -> list[Emitted]:
         """The stream is over: close its alert and forget it. Nothing may be waiting for ``run``."""
@@ -242,12 +253,12 @@ class Pipeline:
                 self.account.accepted -= 1
         self._work = deque(w for w in self._work if w.stream.stream_id not in gone)
 
-    def rebuild_plans(self, until: Mapping[TopicPartition, int]) -> dict[TopicPartition, tuple[int, dict[str, int]]]:
+    def rebuild_plans(self, until: Mapping[TopicPartition, int]) -> dict[TopicPartition, tuple[int, dict[bytes, int]]]:
         """What to keep beside the offsets about to be committed so that ``rebuild`` restores this very state.
 
         For each partition the offset to read from and ``Rebuild.since``. Nothing may be waiting for ``run``.
         """
-        plans: dict[TopicPartition, tuple[int, dict[str, int]]] = {tp: (offset, {}) for tp, offset in until.items()}
+        plans: dict[TopicPartition, tuple[int, dict[bytes, int]]] = {tp: (offset, {}) for tp, offset in until.items()}
         for stream in self._streams.values():
             offset = stream.rebuild_offset
             partition = stream.newest.topic_partition if stream.newest else None
@@ -256,7 +267,7 @@ class Pipeline:
             start, since = plans[partition]
             needed = stream.decision.oldest_sample_needed
             if needed is not None:
-                since[stream.stream_id] = needed
+                since[stream_key(stream.stream_id)] = needed
             if offset < start:
                 plans[partition] = (offset, since)
         return plans
@@ -266,7 +277,7 @@ class Pipeline:
         plan = None if arrival.topic_partition is None else self._rebuilds.get(arrival.topic_partition)
         if plan is None or arrival.offset is None or arrival.offset >= plan.until:
             return False, _ALL
-        return True, plan.since.get(arrival.chunk.stream_id, _NONE)
+        return True, plan.since.get(stream_key(arrival.chunk.stream_id), _ALL if plan.feed_rest else _NONE)
 
     def _end_run(self, stream: StreamState, reason: InterruptReason, silent: bool) -> None:
         if not silent:

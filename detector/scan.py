@@ -6,6 +6,7 @@ hears is what the daemon would hear.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -18,7 +19,7 @@ from typing import TextIO
 
 import numpy as np
 
-from detector.audio import Int16Array, open_16k
+from detector.audio import Int16Array, open_audio, stream_16k
 from detector.chunk import CHUNK_SAMPLES, RATE_HZ, Chunk
 from detector.decision import ScoredExample
 from detector.errors import AudioError
@@ -44,7 +45,7 @@ class Row:
         peak_score: highest family score of its examples, rounded to 6 digits; None where nothing could be scored.
         alerts: how many alerts opened.
         onsets_seconds: every shot of every alert, from the file's first sample.
-        error: why the file could not be read; empty where it could.
+        error: why the file could not be read, or not whole; empty where it could.
     """
 
     path: str
@@ -140,7 +141,8 @@ class _Reading:
         self.ended = False
         self.error = ""
         self._pool = pool
-        self._chunks = _chunks_of(path, str(index))
+        self._notes: list[str] = []
+        self._chunks = _chunks_of(path, str(index), self._notes)
         self._next: Future[list[Chunk]] = pool.submit(self._piece)
 
     @property
@@ -155,7 +157,7 @@ class _Reading:
             self.ended, self.error = True, str(e)
             return []
         if len(piece) < _PIECE_CHUNKS:
-            self.ended = True
+            self.ended, self.error = True, "; ".join(self._notes)
         else:
             self._next = self._pool.submit(self._piece)
         return piece
@@ -167,7 +169,8 @@ class _Reading:
         return list(islice(self._chunks, _PIECE_CHUNKS))
 
 
-def _chunks_of(path: Path, stream_id: str) -> Iterator[Chunk]:
+def _chunks_of(path: Path, stream_id: str, notes: list[str]) -> Iterator[Chunk]:
+    """``notes`` gets what was wrong with the file although it could be read, short of clipping."""
     held: Int16Array = np.zeros(0, np.int16)
     seq = 0
 
@@ -175,13 +178,14 @@ def _chunks_of(path: Path, stream_id: str) -> Iterator[Chunk]:
         captured_at_ns = seq * CHUNK_SAMPLES * 1_000_000_000 // RATE_HZ
         return Chunk(stream_id=stream_id, session=_SESSION, seq=seq, captured_at_ns=captured_at_ns, pcm=pcm)
 
-    with open_16k(path) as blocks:
+    with open_audio(path) as reader, contextlib.closing(stream_16k(reader)) as blocks:
         for block in blocks:
             held = np.concatenate([held, block])
             while len(held) >= CHUNK_SAMPLES:
                 yield chunk(held[:CHUNK_SAMPLES])
                 seq += 1
                 held = held[CHUNK_SAMPLES:]
+        notes += [f"{path}: {note}" for note in reader.notes if "clipped" not in note]
     if len(held):
         yield chunk(np.pad(held, (0, CHUNK_SAMPLES - len(held))))
 
@@ -213,7 +217,7 @@ class JsonWriter:
 
     def write(self, row: Row) -> None:
         self._out.write("[\n" if self._first else ",\n")
-        self._out.write("  " + json.dumps(asdict(row), ensure_ascii=False))
+        self._out.write("  " + json.dumps(asdict(row)))
         self._out.flush()
         self._first = False
 

@@ -23,12 +23,16 @@ _NS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrival:
-    """A chunk and where it was read; ``topic_partition`` and ``offset`` are None offline."""
+    """A chunk and where it was read; ``topic_partition`` and ``offset`` are None offline.
+
+    ``seen_seconds`` is the reader's own clock. It serves only to notice streams that went silent: clocks of producers
+    and records are not to be trusted for that, as one that is wrong would end its neighbours' streams.
+    """
 
     chunk: Chunk
     topic_partition: TopicPartition | None = None
     offset: int | None = None
-    timestamp_ms: int = 0
+    seen_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class ChunkMark:
     canary: str | None
     topic_partition: TopicPartition | None
     offset: int | None
-    timestamp_ms: int
+    seen_seconds: float
 
     @staticmethod
     def of(arrival: Arrival) -> ChunkMark:
@@ -57,7 +61,7 @@ class ChunkMark:
             canary=chunk.canary,
             topic_partition=arrival.topic_partition,
             offset=arrival.offset,
-            timestamp_ms=arrival.timestamp_ms,
+            seen_seconds=arrival.seen_seconds,
         )
 
     @property

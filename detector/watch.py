@@ -14,7 +14,7 @@ from rich.text import Text
 
 from detector.alert import Alert, decode, to_json
 from detector.bus.base import Bus, Record
-from detector.errors import AlertError, BusUnavailable
+from detector.errors import AlertError
 
 MAX_ROWS = 200
 
@@ -29,10 +29,12 @@ def read_alerts(
         on_bad: told of each record that is no alert; reading goes on.
 
     Raises:
-        BusError: the bus failed, or has no such topic.
+        BusError: the bus failed.
     """
-    if bus.partitions(topic) is None:
-        raise BusUnavailable(f"Topic {topic!r} is not there yet: start `detector run` first, which creates it.")
+    while bus.partitions(topic) is None:  # the detector creates it once it is loaded
+        if stop.wait(0.5):
+            return
+        yield None
     consumer = bus.consumer([topic], None, start=start)
     try:
         while not stop.is_set():

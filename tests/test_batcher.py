@@ -49,3 +49,15 @@ def test_nothing_is_returned_after_the_idle_time():
     assert _gather(bus) == []
     assert bus.now == 0.2
     assert bus.polls == 1
+
+
+def test_no_more_is_asked_for_than_may_be_taken():
+    bus = Bus([0.0] * 50)
+    asked = []
+
+    def poll(timeout_seconds, max_items):
+        asked.append(max_items)
+        return bus.poll(timeout_seconds, max_items)
+
+    assert len(Batcher(64, 0.01, lambda: bus.now).gather(poll, 0.2, 10)) == 10
+    assert min(asked) > 0

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.bus.base import Headers
-from detector.chunk import CHUNK_SAMPLES, MAX_SEQ, MAX_VALUE_BYTES, Chunk, Location, decode, encode
+from detector.chunk import CHUNK_SAMPLES, MAX_CAPTURED_AT_NS, MAX_SEQ, MAX_VALUE_BYTES, Chunk, Location, decode, encode
 from detector.errors import ChunkError
 
 ENCODINGS = ("pcm_s16le", "flac")
@@ -47,7 +47,7 @@ def chunks(draw: st.DrawFn) -> Chunk:
         stream_id=draw(stream_ids),
         session=draw(tokens),
         seq=draw(st.integers(0, MAX_SEQ)),
-        captured_at_ns=draw(st.integers(0, 2**63 - 1)),
+        captured_at_ns=draw(st.integers(0, MAX_CAPTURED_AT_NS)),
         pcm=draw(pcms()),
         location=draw(st.none() | locations),
         clock_error_seconds=draw(st.none() | st.floats(0, 1e6)),

@@ -36,6 +36,7 @@ def command(*arguments, **environ):
         [sys.executable, "-m", "detector", *map(str, arguments)],
         capture_output=True,
         text=True,
+        errors="surrogateescape",
         timeout=DEADLINE_SECONDS,
         env={**os.environ, **environ},
         check=False,
@@ -151,6 +152,9 @@ def recordings(tmp_path_factory):
     soundfile.write(folder / "stereo.wav", stereo, 16_000, subtype="PCM_24")
     (folder / "broken.wav").write_bytes(b"RIFF nothing")
     (folder / "empty.mp3").write_bytes(b"")
+    whole = (folder / "shots.wav").read_bytes()
+    (folder / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    (folder / "dr\udcffhn.wav").write_bytes(whole)
     return folder
 
 
@@ -162,10 +166,21 @@ def test_a_scan_gives_each_file_a_row_and_bad_ones_their_error(recordings, tmp_p
     assert "Traceback" not in done.stderr
     rows = {row["path"].rpartition("/")[2]: row for row in csv.DictReader(io.StringIO(done.stdout))}
     assert list(next(iter(rows.values()))) == ["path", "peak_score", "alerts", "onsets_seconds", "error"]
-    assert set(rows) == {"shots.wav", "quiet.flac", "stereo.wav", "broken.wav", "empty.mp3", "missing.wav"}
+    assert set(rows) == {
+        "shots.wav",
+        "quiet.flac",
+        "stereo.wav",
+        "broken.wav",
+        "empty.mp3",
+        "missing.wav",
+        "cut.wav",
+        "dr\udcffhn.wav",
+    }
     for bad in ("broken.wav", "empty.mp3", "missing.wav"):
         assert bad in rows[bad]["error"]
         assert (rows[bad]["peak_score"], rows[bad]["alerts"], rows[bad]["onsets_seconds"]) == ("", "0", "")
+    assert "truncated" in rows["cut.wav"]["error"]
+    assert rows["cut.wav"]["peak_score"]
     assert rows["quiet.flac"]["alerts"] == "0"
     assert rows["quiet.flac"]["error"] == ""
     for name in ("shots.wav", "stereo.wav"):

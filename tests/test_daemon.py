@@ -1,5 +1,6 @@
 """The loop between two topics, on a real embedded bus."""
 
+import dataclasses
 import json
 import urllib.error
 import urllib.request
@@ -19,7 +20,7 @@ from detector.console.server import ConsoleServer
 from detector.daemon import MAX_METADATA_BYTES, Position, Session, topic_settings
 from detector.errors import BusUnavailable, ConfigError
 from detector.metrics import Metrics
-from tests.test_pipeline import START_NS, audio, chunks_of, feed, log_of, make_pipeline
+from tests.test_pipeline import DECISION, START_NS, audio, chunks_of, feed, log_of, make_pipeline
 
 ENVIRON = {
     "DETECTOR__TOPICS__PARTITIONS": "3",
@@ -43,11 +44,12 @@ def settings_of(**more):
     return load_settings(None, {**ENVIRON, **more})
 
 
-def session_of(bus, **more):
+def session_of(bus, pipeline_options=None, **more):
     metrics = Metrics(CollectorRegistry())
-    # a wall clock that stands where the recordings lie, else every stream would count as long silent
+    # a wall clock that stands where the recordings lie, since a rebuild looks back from there
     wall = START_NS / 1e9 + 60
-    return Session(bus, settings_of(**more), make_pipeline(), metrics, publish_clock=lambda: wall), metrics
+    pipeline = make_pipeline(**(pipeline_options or {}))
+    return Session(bus, settings_of(**more), pipeline, metrics, publish_clock=lambda: wall), metrics
 
 
 def publish(bus, streams):
@@ -202,23 +204,95 @@ def test_a_record_of_a_partition_taken_away_is_left_to_its_new_owner(bus):
     session.close()
 
 
-@given(st.integers(0, 2**40), st.integers(0, 2**40), st.dictionaries(st.text(max_size=30), st.integers(-240, 2**40)))
-def test_a_position_survives_its_text(read_from, at_ms, since):
-    position = Position(read_from, at_ms, since)
+keys = st.binary(min_size=6, max_size=6)
+samples = st.integers(0, 2**39).map(lambda k: k * 7_680 - 240)
+
+
+@given(st.integers(0, 2**40), st.integers(0, 2**40), st.dictionaries(keys, samples, max_size=200), st.booleans())
+def test_a_position_survives_its_text(read_from, at_ms, since, feed_rest):
+    position = Position(read_from, at_ms, "0123456789abcdef", since, feed_rest)
     assert Position.from_text(position.to_text()) == position
 
 
 def test_a_position_never_outgrows_what_a_commit_may_hold():
-    text = Position(1, 2, {f"sensor-{i:05}-ü": i for i in range(1000)}).to_text()
+    text = Position(2**50, 2**41, "f" * 16, {i.to_bytes(6, "big"): 7_440 for i in range(1000)}).to_text()
     assert len(text.encode()) <= MAX_METADATA_BYTES
-    assert 50 < len(Position.from_text(text).since) < 1000
+    kept = Position.from_text(text)
+    assert 250 < len(kept.since) < 1000
+    assert kept.feed_rest
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "{}", '{"v":2}', '{"v":1,"from":1}', "[]", '{"v":1,"from":1,"at_ms":2,"since":3}']
-)
+    "text",
+    [
+        "", "x", "{}", '{"v":3}', '{"v":2,"from":1}', "[]",
+        '{"v":2,"from":1,"at_ms":2,"served":"","since":"AA==","feed_rest":false}',
+    ],
+)  # fmt: skip
 def test_a_foreign_position_is_not_taken_for_ours(text):
     assert Position.from_text(text) is None
+
+
+def test_alerts_of_another_model_are_not_gone_on_with(bus):
+    shot = 5 * CHUNK_SAMPLES + 4321
+    stream = chunks_of("a", audio(np.random.default_rng(1), 12, [shot]))
+    publish(bus, [stream[:6]])
+    first, _ = session_of(bus)
+    run_dry(first)
+    first.close()
+    publish(bus, [stream[6:]])
+    decision = dataclasses.replace(DECISION, open_threshold=0.7)
+    second, _ = session_of(bus, {"decision": decision})
+    run_dry(second)
+    second.close()
+    assert [a.state for a in alerts_of(bus)] == ["opened"]
+
+
+def test_a_lost_streams_alert_is_closed_once_however_often_the_detector_restarts(bus):
+    publish(bus, [chunks_of("a", audio(np.random.default_rng(1), 6, [5 * CHUNK_SAMPLES + 4321]))])
+    for _ in range(3):
+        session, _ = session_of(bus, {"idle_seconds": 0.0}, DETECTOR__DAEMON__DELIVERY="exactly_once")
+        run_dry(session)
+        session._last_sweep = -1e9
+        run_dry(session)
+        session.close()
+    assert [(a.state, a.close_reason) for a in alerts_of(bus)] == [("opened", None), ("closed", "stream_lost")]
+
+
+def test_records_gathered_before_a_partition_came_back_are_read_again_instead(bus):
+    streams = [chunks_of("a", audio(np.random.default_rng(1), 12, [5 * CHUNK_SAMPLES + 4321]))]
+    publish(bus, streams)
+    session, _ = session_of(bus, DETECTOR__DAEMON__POLL_MAX_RECORDS="500")
+    gathered = []
+    while not gathered:
+        gathered = session._poll(0.2, 4)
+    consumer, mine = session._consumer, session._consumer.assignment()
+    session._revoked(consumer, mine)  # taken away and given back between two polls
+    session._assigned(consumer, mine)
+    for partition in mine:
+        consumer.seek(partition, 0)
+    poll, session._poll = session._poll, lambda timeout, count: gathered
+    session.step()
+    session._poll = poll
+    run_dry(session)
+    session.close()
+    assert identities(alerts_of(bus)) == expected_of(streams)
+
+
+def test_a_flood_of_large_junk_does_not_outgrow_a_transaction(bus):
+    streams = some_streams(1, seed=5)
+    producer = bus.producer()
+    for _ in range(10):
+        producer.send("audio.chunks", b"junk", bytes(7 << 20))
+        producer.flush()
+    producer.close()
+    publish(bus, streams)
+    exactly_once = {"DETECTOR__DAEMON__DELIVERY": "exactly_once", "DETECTOR__DAEMON__POLL_MAX_RECORDS": "500"}
+    session, _ = session_of(bus, **exactly_once)
+    run_dry(session)
+    session.close()
+    assert len(published(bus, "audio.deadletter")) == 10
+    assert identities(alerts_of(bus)) == expected_of(streams)
 
 
 def test_a_failing_commit_is_counted_and_ends_the_session(bus, monkeypatch):

@@ -5,8 +5,9 @@ import random
 import numpy as np
 import pytest
 
+from detector.alert import encode
 from detector.bus.base import TopicPartition
-from detector.chunk import CHUNK_SAMPLES, Chunk
+from detector.chunk import CHUNK_SAMPLES, MAX_CAPTURED_AT_NS, MAX_SEQ, Chunk
 from detector.config import Settings, load_settings
 from detector.decision import DecisionSettings
 from detector.errors import ChunkError, ConfigError
@@ -54,7 +55,7 @@ def chunks_of(stream, pcm, session="s1", first_seq=0, **fields):
 def log_of(*streams):
     """Interleave streams into one partition's log."""
     merged = [c for group in itertools.zip_longest(*streams) for c in group if c is not None]
-    return [Arrival(c, PARTITION, i, (c.captured_at_ns + CHUNK_NS) // 1_000_000) for i, c in enumerate(merged)]
+    return [Arrival(c, PARTITION, i, i / 100) for i, c in enumerate(merged)]
 
 
 def feed(pipeline, log, batch=7):
@@ -202,8 +203,8 @@ def test_a_stream_that_fell_silent_is_forgotten_and_its_alert_closed():
     log = log_of(chunks_of("a", audio(np.random.default_rng(1), 6, [5 * CHUNK_SAMPLES + 4321])))
     pipeline = make_pipeline(idle_seconds=60)
     assert [e.alert.state for e in feed(pipeline, log)] == ["opened"]
-    assert pipeline.forget_idle(log[-1].timestamp_ms + 60_000) == []
-    closed = pipeline.forget_idle(log[-1].timestamp_ms + 60_001)
+    assert pipeline.forget_idle(log[-1].seen_seconds + 59.9) == []
+    closed = pipeline.forget_idle(log[-1].seen_seconds + 60.1)
     assert [(e.alert.state, e.alert.close_reason) for e in closed] == [("closed", "stream_lost")]
     assert pipeline.stream_count == 0
 
@@ -268,3 +269,36 @@ def test_the_models_own_thresholds_serve_where_the_configuration_says_nothing():
 def test_a_label_the_model_does_not_have_is_named_with_those_it_has():
     with pytest.raises(ConfigError, match=r"decision.family.*'Cannon'.*'Fireworks'"):
         _decision(FAMILY='["Cannon"]')
+
+
+def test_more_open_decisions_than_can_be_kept_are_rebuilt_from_all_that_is_read():
+    log = log_of(chunks_of("a", audio(np.random.default_rng(1), 40, [20 * CHUNK_SAMPLES + 4321])))
+    whole = [e.alert for e in feed(make_pipeline(), log, 1)]
+    before = make_pipeline()
+    told = [e.alert for e in feed(before, log[:22], 1)]
+    read_from, _ = before.rebuild_plans({PARTITION: 22})[PARTITION]
+    after = make_pipeline()
+    after.rebuild(PARTITION, Rebuild(22, {}, feed_rest=True))
+    assert told + [e.alert for e in feed(after, log[read_from:])] == whole
+
+
+@pytest.mark.parametrize("field", ["seq", "captured_at_ns"])
+def test_a_shot_at_the_largest_values_a_chunk_may_have_is_told(field):
+    largest = {"seq": MAX_SEQ, "captured_at_ns": MAX_CAPTURED_AT_NS}[field]
+    chunks = chunks_of("a", audio(np.random.default_rng(1), 6, [3 * CHUNK_SAMPLES + 4321]))
+    step = 1 if field == "seq" else CHUNK_NS
+    moved = [dataclasses.replace(c, **{field: largest - (5 - k) * step}) for k, c in enumerate(chunks)]
+    emitted = feed(make_pipeline(), log_of(moved))
+    assert [e.alert.state for e in emitted] == ["opened", "closed"]
+    for one in emitted:
+        encode(one.alert)
+
+
+def test_what_serves_is_told_by_model_and_settings():
+    names = {
+        make_pipeline().served,
+        make_pipeline(hop_seconds=0.48).served,
+        make_pipeline(decision=dataclasses.replace(DECISION, hold_seconds=3.0)).served,
+    }
+    assert len(names) == 3
+    assert make_pipeline().served in names
