@@ -67,7 +67,7 @@ def settings_of(config_path: Path | None, bus_path: Path | None = None) -> Setti
 
 
 def quiet_tensorflow() -> None:
-    """Before TensorFlow's first import: leave out its informational lines, also the one on oneDNN being on by default."""
+    """Before TensorFlow's first import: leave out its informational lines, also that oneDNN is on by default."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
