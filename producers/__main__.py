@@ -211,6 +211,10 @@ def _allow_open_files(count: int) -> None:
 @click.option("--seconds", type=click.FloatRange(min=0.96), help="Length; default: the script's, or without end.")
 @click.option("--seed", default=1, show_default=True, type=click.IntRange(min=0), help="Of a random scene.")
 @click.option(
+    "--spacing", default=150.0, show_default=True, type=click.FloatRange(10, 5000), help="Metres between sensors."
+)
+@click.option("--decay", default=1.1, show_default=True, type=click.FloatRange(0.05, 5), help="Reverberation, seconds.")
+@click.option(
     "--truth", type=click.Path(path_type=Path, dir_okay=False), help="Write the ground truth here (JSON lines)."
 )
 @click.option("--realtime/--fast", default=True, help="At the pace of life, or as fast as the bus takes it.")
@@ -223,6 +227,8 @@ def scene_command(
     sensors: int,
     seconds: float | None,
     seed: int,
+    spacing: float,
+    decay: float,
     truth: Path | None,
     realtime: bool,
     start_time: str,
@@ -235,7 +241,14 @@ def scene_command(
 
     run = _run_of(common)
     if script is None:
-        scene = random_scene(sensors=sensors, seconds=seconds, seed=seed, prefix=stream_prefix)
+        scene = random_scene(
+            sensors=sensors,
+            seconds=seconds,
+            seed=seed,
+            prefix=stream_prefix,
+            spacing_metres=spacing,
+            decay_seconds=decay,
+        )
     else:
         scene = load_scene(script)
         if seconds is not None:

@@ -144,6 +144,7 @@ def random_scene(
     seed: int = 1,
     prefix: str = "sensor-",
     spacing_metres: float = 150.0,
+    decay_seconds: float = 1.1,
 ) -> Scene:
     """A city from a seed: sensors on a jittered grid; shots, look-alikes and background at random times and places.
 
@@ -164,7 +165,16 @@ def random_scene(
                 "noise_db": round(rng.uniform(50, 60), 1),
             }
         )
-    return _scene({"sensors": places, "seconds": seconds, "seed": seed, "random_events": True}, "The random scene")
+    return _scene(
+        {
+            "sensors": places,
+            "seconds": seconds,
+            "seed": seed,
+            "decay_seconds": decay_seconds,
+            "random_events": True,
+        },
+        "The random scene",
+    )
 
 
 def load_scene(path: Path) -> Scene:
