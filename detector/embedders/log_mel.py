@@ -106,9 +106,13 @@ def _log_mel(pcm: tf.Tensor) -> tf.Tensor:
     x = tf.pad(tf.cast(pcm, tf.float32), [[0, 0], [0, 3 * hop - window]])  # (B, 97 or 98 hops)
     # A frame is two hops and a half: three views of the samples, one hop apart, side by side.
     views = [tf.reshape(x[:, k * hop : (k + frames) * hop], (-1, frames, hop)) for k in range(3)]
-    framed = tf.concat(views, axis=2)[:, :, :window] * (hann / 32768.0).astype(np.float32)  # (B, 96, 400)
-    spectrum = tf.signal.rfft(framed, [fft])  # (B, 96, 257)
+    framed = tf.concat([*views[:2], views[2][:, :, : window - 2 * hop]], axis=2) * (hann / 32768.0).astype(
+        np.float32
+    )  # (B, 96, 400)
+    used = np.flatnonzero(mel.any(axis=1))  # bins 5 to 239; the others weigh nothing in any band
+    low, high = int(used[0]), int(used[-1]) + 1
+    spectrum = tf.signal.rfft(framed, [fft])[:, :, low:high]  # (B, 96, 235)
     real, imaginary = tf.math.real(spectrum), tf.math.imag(spectrum)
     magnitude = tf.sqrt(real * real + imaginary * imaginary)
-    bands = tf.matmul(tf.reshape(magnitude, (-1, params.spectrum_bins)), mel.astype(np.float32))  # (96 B, 64)
+    bands = tf.matmul(tf.reshape(magnitude, (-1, high - low)), mel[low:high].astype(np.float32))  # (96 B, 64)
     return tf.reshape(tf.math.log(bands + np.float32(params.log_offset)), (-1, frames, params.mel_bands))
