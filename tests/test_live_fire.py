@@ -9,7 +9,7 @@ from collections import defaultdict
 import pytest
 
 from detector.bus.embedded import EmbeddedBus
-from tests.test_commands import Daemon, alerts_of
+from tests.test_detector_commands import Daemon, alerts_of
 
 POSITION = "FP5"
 NEAR_SECONDS = 0.1
