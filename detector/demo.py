@@ -219,7 +219,7 @@ def _listen(
                 heard.add(alert, time.time_ns())
                 table.add(alert)
                 if live is not None:
-                    live.update(table.render(), refresh=True)
+                    live.update(table.render(width=console.width), refresh=True)
                 elif alert.state == "opened":
                     console.print(one_line(alert), highlight=False, markup=False)
                 continue

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -17,6 +18,7 @@ from detector.bus.base import Bus, Record
 from detector.errors import AlertError
 
 MAX_ROWS = 200
+WIDE_COLUMNS = 100
 
 
 def read_alerts(
@@ -63,27 +65,33 @@ class AlertTable:
         while len(self._alerts) > MAX_ROWS:
             self._alerts.popitem(last=False)
 
-    def render(self, max_rows: int = 20) -> Table:
-        """A rich table of the newest ``max_rows`` alerts."""
-        table = Table(title="Gunfire alerts", expand=False, title_justify="left")
-        for name, justify in (
-            ("onset (UTC)", "left"), ("stream", "left"), ("label", "left"), ("score", "right"), ("shots", "right"),
-            ("latency", "right"), ("state", "left"), ("look-alike", "left"),
-        ):  # fmt: skip
-            table.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True)
+    def render(self, max_rows: int = 20, width: int = 80) -> Table:
+        """A rich table of the newest ``max_rows`` alerts; with the strongest look-alike where ``width`` has room."""
+        wide = width >= WIDE_COLUMNS
+        table = Table(title="Gunfire alerts", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+        table.add_column("onset (UTC)", min_width=12, no_wrap=True)
+        table.add_column("stream", no_wrap=True)
+        table.add_column("label", no_wrap=True)
+        table.add_column("score", min_width=5, justify="right")
+        table.add_column("shots", min_width=5, justify="right")
+        table.add_column("latency", min_width=7, justify="right")
+        table.add_column("state", min_width=7)
+        if wide:
+            table.add_column("look-alike", no_wrap=True)
         for alert in list(reversed(self._alerts.values()))[:max_rows]:
-            like = max(alert.look_alikes.items(), key=lambda item: item[1], default=None)
-            latency = "" if alert.latency_seconds is None else f"{alert.latency_seconds * 1000:.0f} ms"
-            table.add_row(
+            row: list[str | Text] = [
                 alert.onset_at[11:23],
                 Text(alert.stream),
                 Text(alert.label + (" (canary)" if alert.canary else "")),
                 f"{alert.peak_score:.3f}",
                 str(alert.onset_count),
-                latency,
+                "" if alert.latency_seconds is None else f"{alert.latency_seconds * 1000:.0f} ms",
                 Text(alert.state, style="bold red" if alert.state != "closed" else "dim"),
-                Text("" if like is None else f"{like[0]} {like[1]:.2f}"),
-            )
+            ]
+            if wide:
+                like = max(alert.look_alikes.items(), key=lambda item: item[1], default=None)
+                row.append(Text("" if like is None else f"{like[0]} {like[1]:.2f}"))
+            table.add_row(*row)
         return table
 
 
@@ -99,7 +107,7 @@ def watch_table(alerts: Iterator[Alert | None], console: Console) -> None:
         for alert in alerts:
             if alert is not None:
                 table.add(alert)
-                live.update(table.render(max(1, console.height - 5)), refresh=True)
+                live.update(table.render(max(1, console.height - 5), console.width), refresh=True)
 
 
 def one_line(alert: Alert) -> str:
