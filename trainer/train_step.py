@@ -32,7 +32,7 @@ class StepSettings:
         batch_size: clips a step, of all replicas together; the rate decays by it.
         clip_gradient_norm: each variable's gradient is scaled down to this norm; 0 = never.
         mixed_precision: large matrix products in bfloat16; weights, sums and Adam stay float32.
-        seed: of the rows that DBoF samples.
+        seed: of all that is random in a step (rows that DBoF samples, dropout), together with the step count.
     """
 
     batch_size: int = 1024
@@ -157,15 +157,20 @@ class TrainStep:
         labels = tf.cast(labels, tf.float32)
         if x.dtype == tf.uint8:
             x = video_matrix_in_graph(x, num_frames)
+        seed = tf.stack([tf.constant(self.settings.seed, tf.int64), self._global_step])
         columns = self.classifier.uniforms_per_clip
         if uniforms is None and columns:
-            seed = tf.stack([tf.constant(self.settings.seed, tf.int64), self._global_step])
             uniforms = tf.random.stateless_uniform((tf.shape(x)[0], columns), seed)
         variables = list(self._trainable.values())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             pooled = self.classifier.pooled(
-                x, num_frames, training=True, mixed_precision=self.settings.mixed_precision, uniforms=uniforms
+                x,
+                num_frames,
+                training=True,
+                mixed_precision=self.settings.mixed_precision,
+                uniforms=uniforms,
+                seed=seed,
             )
             predictions, loss = self._end(pooled, labels, weights)
             regularisation = regularisation_loss(self.classifier, self.settings.l2_penalty)

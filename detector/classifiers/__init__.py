@@ -49,6 +49,7 @@ class Classifier(Protocol):
         training: bool = False,
         mixed_precision: bool = False,
         uniforms: tf.Tensor | None = None,
+        seed: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """What the final classifier sees of a clip, ``(B, P)`` float32.
 
@@ -56,6 +57,7 @@ class Classifier(Protocol):
             training: normalise by the batch's own statistics and move the moving ones, where the model has any.
             mixed_precision: large matrix products in bfloat16.
             uniforms: ``(B, uniforms_per_clip)`` float32 in [0, 1) that say which rows to sample; None = fixed ones.
+            seed: ``(2,)`` int64 that all other randomness of training (dropout) follows from; None = none is applied.
         """
 
     def final(self, pooled: tf.Tensor) -> tf.Tensor:

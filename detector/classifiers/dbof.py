@@ -112,6 +112,7 @@ class DbofModel(tf.Module):
         training: bool = False,
         mixed_precision: bool = False,
         uniforms: tf.Tensor | None = None,
+        seed: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """``(B, hidden)``: the input of the final classifier. ``training`` also moves the moving statistics."""
         rows = self._sampled_rows(num_frames, uniforms)  # (B, iterations)

@@ -51,6 +51,7 @@ class FrameLogisticModel(tf.Module):
         training: bool = False,
         mixed_precision: bool = False,
         uniforms: tf.Tensor | None = None,
+        seed: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """``(B, D)``: the average that the logistic layer sees."""
         return tf.reduce_sum(unit_rows(x), axis=1) / tf.cast(num_frames, tf.float32)[:, None]

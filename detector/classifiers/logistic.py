@@ -75,6 +75,7 @@ class LogisticModel(tf.Module):
         training: bool = False,
         mixed_precision: bool = False,
         uniforms: tf.Tensor | None = None,
+        seed: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """``(B, D)``: the input of the linear layer."""
         return clip_features(x, num_frames)

@@ -78,6 +78,7 @@ class LstmModel(tf.Module):
         training: bool = False,
         mixed_precision: bool = False,
         uniforms: tf.Tensor | None = None,
+        seed: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """``(B, cells)``: the last layer's state after row ``num_frames - 1``, the input of the final classifier.
 

@@ -88,6 +88,7 @@ class MoeModel(tf.Module):
         training: bool = False,
         mixed_precision: bool = False,
         uniforms: tf.Tensor | None = None,
+        seed: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """``(B, D)``: the input of gates and experts."""
         return clip_features(x, num_frames)
