@@ -112,7 +112,8 @@ def scan_command(
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be any bytes; they come out as they are
         sys.stdout.reconfigure(errors="surrogateescape")
     if threshold is not None:
-        decision = settings.decision.model_copy(update={"open_threshold": threshold, "close_threshold": None})
+        update = {"open_threshold": threshold, "close_threshold": None, "false_alerts_per_day": None}
+        decision = settings.decision.model_copy(update=update)
         settings = settings.model_copy(update={"decision": decision})
     from detector.scan import CsvWriter, JsonWriter, find_recordings, scan
 

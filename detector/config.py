@@ -264,6 +264,13 @@ class DecisionSettings(_Section):
     open_threshold: Score | None = Field(
         default=None, description="Family score from which an alert opens; null = the model's."
     )
+    false_alerts_per_day: float | None = Field(
+        default=None,
+        gt=0,
+        le=10_000,
+        allow_inf_nan=False,
+        description="False alerts of one stream a day; sets the threshold by the model's own counts.",
+    )
     close_threshold: Score | None = Field(
         default=None, description="Family score below which an open alert falls silent; null = derived from the other."
     )
@@ -380,6 +387,11 @@ def _contradictions(s: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (
             ("decision.close_threshold", "decision.open_threshold"),
             f"{d.close_threshold} is over {d.open_threshold}; close_threshold is at most open_threshold",
+        )
+    if d.open_threshold is not None and d.false_alerts_per_day is not None:
+        yield (
+            ("decision.false_alerts_per_day", "decision.open_threshold"),
+            "both are set; each alone sets the threshold, so one of them must be null",
         )
     if d.min_support > d.support_window_examples:
         yield (

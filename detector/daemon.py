@@ -38,6 +38,7 @@ from detector.embedders.params import CARRY_SAMPLES
 from detector.errors import AlertError, BusError, BusUnavailable, ChunkError, CommitFenced
 from detector.metrics import Metrics
 from detector.model import Model, load_model
+from detector.operating_point import choose_threshold
 from detector.pipeline import Account, Emitted, Pipeline, Rebuild, pipeline_for
 from detector.stream import Arrival
 
@@ -432,6 +433,7 @@ class Daemon:
         model.warm_up(self._settings.batch.max_batch)
         self.metrics.model.info({"name": model.name, "version": model.version, "sha256": model.sha256})
         log.info("Model %s %s verified and warm in %.1f s.", model.name, model.version, time.monotonic() - started)
+        log.info("%s", choose_threshold(model.manifest, self._settings.decision, self._settings.batch.hop_seconds))
         self._set_missing("bus", "group")
         self._beat = time.monotonic()
         return model

@@ -126,6 +126,26 @@ class OperatingPoint(_Section):
     false_alarms_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+class FalseAlertsSection(_Section):
+    """The loudest false alerts in audio without gunfire: what rates of false alerts rest on.
+
+    Attributes:
+        audio_hours: how much continuous audio was listened to.
+        hop_seconds: between its examples.
+        peaks: largest family score of each false alert that a low threshold gives, descending; the loudest ones.
+    """
+
+    audio_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    hop_seconds: Annotated[float, Field(gt=0, le=10)] = 0.96
+    peaks: Annotated[tuple[Probability, ...], Field(max_length=1000)]
+
+    @model_validator(mode="after")
+    def _descending(self) -> FalseAlertsSection:
+        if list(self.peaks) != sorted(self.peaks, reverse=True):
+            raise ValueError("peaks must descend")
+        return self
+
+
 class SelfTestSection(_Section):
     """PCM from ``self_test_pcm(seed, window.examples)`` and the scores it must give, within ``tolerance``."""
 
@@ -159,6 +179,7 @@ class Manifest(_Section):
     window: WindowSection = WindowSection()
     decision: DecisionSection
     operating_curve: tuple[OperatingPoint, ...] = ()
+    false_alerts: tuple[FalseAlertsSection, ...] = ()
     self_test: SelfTestSection
     training: TrainingSection
 

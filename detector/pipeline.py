@@ -24,6 +24,7 @@ from detector.embedders.params import EMBEDDING_SIZE
 from detector.errors import ChunkError, ConfigError
 from detector.examples import LOOKBACK_SAMPLES, Example, hop_samples_of
 from detector.onset import SEARCH_BACK_SAMPLES, Onset, find_onsets
+from detector.operating_point import choose_threshold
 from detector.stream import Arrival, ChunkMark, StreamState
 
 if TYPE_CHECKING:
@@ -403,7 +404,7 @@ def pipeline_for(
         labels=model.labels,
         model=ModelIdentity(model.name, model.version, model.sha256),
         window_examples=model.window_examples,
-        decision=decision_settings(model.manifest, settings.decision),
+        decision=decision_settings(model.manifest, settings.decision, settings.batch.hop_seconds),
         hop_seconds=settings.batch.hop_seconds,
         max_batch=settings.batch.max_batch,
         max_streams=settings.daemon.max_streams,
@@ -413,7 +414,9 @@ def pipeline_for(
     )
 
 
-def decision_settings(manifest: Manifest, configured: config.DecisionSettings) -> DecisionSettings:
+def decision_settings(
+    manifest: Manifest, configured: config.DecisionSettings, hop_seconds: float = 0.96
+) -> DecisionSettings:
     """What the configuration says, and the model's own values where it says nothing.
 
     A close threshold that is not configured keeps the model's ratio to the open threshold.
@@ -430,14 +433,10 @@ def decision_settings(manifest: Manifest, configured: config.DecisionSettings) -
 
     family = configured.family or manifest.family
     look_alikes = manifest.look_alikes if configured.look_alikes is None else configured.look_alikes
-    model_open, model_close = manifest.decision.open_threshold, manifest.decision.close_threshold
-    open_threshold = model_open if configured.open_threshold is None else configured.open_threshold
-    close_threshold = configured.close_threshold
-    if close_threshold is None:
-        close_threshold = open_threshold * (model_close / model_open if model_open else 1.0)
+    point = choose_threshold(manifest, configured, hop_seconds)
     return DecisionSettings(
-        open_threshold=open_threshold,
-        close_threshold=close_threshold,
+        open_threshold=point.open_threshold,
+        close_threshold=point.close_threshold,
         family=indices("family", family),
         look_alikes=indices("look_alikes", [name for name in look_alikes if name not in family]),
         min_support=configured.min_support,

@@ -248,6 +248,7 @@ class _Manifest:
     labels = LABELS
     family = ("Gunshot, gunfire",)
     look_alikes = ("Fireworks",)
+    false_alerts = ()
 
     class decision:
         open_threshold = 0.8
