@@ -13,6 +13,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from detector import classifiers, embedders
 from detector.checkpoint import read_safetensors, write_safetensors
 from detector.embedders.params import EMBEDDING_SIZE, EXAMPLE_SAMPLES
-from detector.embedders.postprocess import read_pca
+from detector.embedders.postprocess import dequantise, read_pca
 from detector.errors import ModelError
 from detector.store import check_sha256, default_store, locked_file, sha256_of_file
 
@@ -119,11 +120,17 @@ class DecisionSection(_Section):
 
 
 class OperatingPoint(_Section):
-    """What one threshold gave on the evaluation named in the model card."""
+    """What one threshold gave on the evaluation named in the model card.
+
+    Attributes:
+        false_positive_rate: share of clips without gunfire at or above the threshold, where clips were evaluated.
+        false_alarms_per_hour: of continuous audio; or of such clips, one after the other.
+    """
 
     threshold: Probability
     recall: Probability
     false_alarms_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    false_positive_rate: Probability | None = None
 
 
 class FalseAlertsSection(_Section):
@@ -147,19 +154,44 @@ class FalseAlertsSection(_Section):
 
 
 class SelfTestSection(_Section):
-    """PCM from ``self_test_pcm(seed, window.examples)`` and the scores it must give, within ``tolerance``."""
+    """A known input and the scores it must give, within ``tolerance``.
 
+    ``pcm``: ``self_test_pcm(seed, window.examples)`` through the whole model. ``embeddings``:
+    ``self_test_embeddings(seed, window.examples)`` through the classifier alone, for a package that was written where
+    its embedder's weights were not to be had; these have a test of their own when they are fetched.
+    """
+
+    input: Literal["pcm", "embeddings"] = "pcm"
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     expected_scores: tuple[Probability, ...]
     tolerance: Annotated[float, Field(gt=0, le=0.1)] = 2e-3
 
 
 class TrainingSection(_Section):
-    """How to make this model again."""
+    """How to make this model again.
+
+    Attributes:
+        recipe: the settings it was trained with, by name.
+    """
 
     command: str
     data: tuple[str, ...]
     date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    recipe: dict[str, Any] = Field(default_factory=dict)
+
+
+class EvaluationSection(_Section):
+    """What was measured before the package was written.
+
+    Attributes:
+        data: which clips.
+        clips: how many.
+        metrics: name -> figure, as ``trainer evaluate`` names them.
+    """
+
+    data: tuple[str, ...]
+    clips: Annotated[int, Field(ge=1)]
+    metrics: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
 
 
 class Manifest(_Section):
@@ -180,6 +212,7 @@ class Manifest(_Section):
     decision: DecisionSection
     operating_curve: tuple[OperatingPoint, ...] = ()
     false_alerts: tuple[FalseAlertsSection, ...] = ()
+    evaluation: EvaluationSection | None = None
     self_test: SelfTestSection
     training: TrainingSection
 
@@ -305,7 +338,7 @@ class Model:
             )
 
     def self_test(self) -> None:
-        """The manifest's known sound through the whole model; ModelError where a score is off."""
+        """The manifest's known input through the model; ModelError where a score is off."""
         expected = np.asarray(self.manifest.self_test.expected_scores)
         scores = self._self_test_scores()
         worst = int(np.argmax(np.abs(scores - expected)))
@@ -317,8 +350,11 @@ class Model:
             )
 
     def _self_test_scores(self) -> Float32Array:
-        pcm = self_test_pcm(self.manifest.self_test.seed, self.window_examples)
-        window = self.embed(pcm)[None]  # (1, T, 128)
+        test = self.manifest.self_test
+        if test.input == "embeddings":
+            window = self_test_embeddings(test.seed, self.window_examples)[None]  # (1, T, 128)
+        else:
+            window = self.embed(self_test_pcm(test.seed, self.window_examples))[None]
         return np.asarray(self.classify(window, np.array([self.window_examples], np.int32))[0])
 
     def _embed_function(self, size: int) -> Callable[..., Any]:
@@ -385,6 +421,31 @@ def load_model(name_or_path: str | Path, *, store: Path | None = None, threads: 
     return Model(manifest, embedder, classifier, identity)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PackagedClassifier:
+    """The classifier of a package without its embedder: what scores embeddings that are there already.
+
+    Attributes:
+        folder: of the package.
+    """
+
+    manifest: Manifest
+    classifier: classifiers.Classifier
+    folder: Path
+
+
+def load_classifier(name_or_path: str | Path) -> PackagedClassifier:
+    """As ``load_model``, but the classifier alone: needs no weights of the embedder."""
+    folder = _package_folder(name_or_path)
+    manifest, _ = _read_manifest(folder / MANIFEST_NAME)
+    with _naming(folder / MANIFEST_NAME):
+        classifier = _fitting_classifier(manifest)
+    path = folder / manifest.classifier.file
+    check_sha256(path, manifest.classifier.sha256)
+    classifiers.assign(classifier, read_safetensors(path, classifiers.shapes(classifier)), str(path))
+    return PackagedClassifier(manifest, classifier, folder)
+
+
 def shipped_models() -> list[Manifest]:
     """Manifests of the models that come with the project, by name."""
     return [_read_manifest(path)[0] for path in sorted(_SHIPPED.glob(f"*/{MANIFEST_NAME}"))]
@@ -398,12 +459,31 @@ def save_package(
     embedder_weights: Mapping[str, Float32Array] | None = None,
     store: Path | None = None,
 ) -> Model:
-    """Write a package, then load and self-test what was written.
+    """``write_package``, then load and self-test what was written.
+
+    Raises ModelError where draft and weights don't fit together or the disk refuses.
+    """
+    write_package(folder, draft, classifier_weights=classifier_weights, embedder_weights=embedder_weights, store=store)
+    model = load_model(folder.absolute(), store=store)
+    model.self_test()
+    return model
+
+
+def write_package(
+    folder: Path,
+    draft: Mapping[str, Any],
+    *,
+    classifier_weights: Mapping[str, Float32Array],
+    embedder_weights: Mapping[str, Float32Array] | None = None,
+    store: Path | None = None,
+) -> Manifest:
+    """Write a package; what was written is read again and gives the self-test its scores.
 
     Args:
         folder: made where absent; other files in it (the model card) stay.
         draft: the manifest without what is filled in here: file and sha256 of classifier and (with
-            ``embedder_weights``) embedder, and ``self_test.expected_scores``. ``self_test`` may be left out.
+            ``embedder_weights``) embedder, and ``self_test.expected_scores``. ``self_test`` may be left out; its
+            ``input`` ``embeddings`` makes do without the embedder's weights.
         classifier_weights: variable name -> value.
         embedder_weights: weight name -> value; None where the draft's embedder is ``from_store``.
         store: folder of fetched weights, where the draft names some.
@@ -424,12 +504,22 @@ def save_package(
     labels = content.get("labels", [])
     content["self_test"] = {"seed": 20_180_501, **content.get("self_test", {}), "expected_scores": [0.0] * len(labels)}
     _write_manifest(folder / MANIFEST_NAME, content)
-    scores = load_model(folder.absolute(), store=store)._self_test_scores()
+    manifest, _ = _read_manifest(folder / MANIFEST_NAME)
+    if manifest.self_test.input == "embeddings":
+        scores = _classifier_scores(load_classifier(folder.absolute()))
+    else:
+        scores = load_model(folder.absolute(), store=store)._self_test_scores()
     content["self_test"]["expected_scores"] = [round(float(score), 6) for score in scores]
     _write_manifest(folder / MANIFEST_NAME, content)
-    model = load_model(folder.absolute(), store=store)
-    model.self_test()
-    return model
+    return _read_manifest(folder / MANIFEST_NAME)[0]
+
+
+def _classifier_scores(packaged: PackagedClassifier) -> Float32Array:
+    """``(V,)`` of the self-test's embeddings."""
+    manifest = packaged.manifest
+    window = self_test_embeddings(manifest.self_test.seed, manifest.window.examples)[None]
+    scores = packaged.classifier(window, np.array([manifest.window.examples], np.int32))
+    return np.asarray(scores.numpy()[0], np.float32)
 
 
 def self_test_pcm(seed: int, examples: int) -> Int16Array:
@@ -445,6 +535,12 @@ def self_test_pcm(seed: int, examples: int) -> Int16Array:
             x += random.standard_normal(EXAMPLE_SAMPLES) * 9_000.0 * decay
         pcm[k] = np.clip(np.rint(x), -32768, 32767)
     return pcm
+
+
+def self_test_embeddings(seed: int, examples: int) -> Float32Array:
+    """``(examples, 128)`` float32, about -2 to 2: random bytes, dequantised as AudioSet's are."""
+    random = np.random.RandomState(seed)
+    return dequantise(random.randint(0, 256, (examples, EMBEDDING_SIZE), np.uint8))
 
 
 def _package_folder(name_or_path: str | Path) -> Path:

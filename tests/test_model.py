@@ -16,7 +16,16 @@ from detector.classifiers import build_classifier, weights
 from detector.embedders import tensor_shapes
 from detector.embedders.compact import CompactNetwork
 from detector.errors import ModelError
-from detector.model import MANIFEST_NAME, Model, load_model, save_package, self_test_pcm
+from detector.model import (
+    MANIFEST_NAME,
+    Model,
+    load_classifier,
+    load_model,
+    save_package,
+    self_test_embeddings,
+    self_test_pcm,
+    write_package,
+)
 
 DRAFT: dict[str, Any] = {
     "format_version": 1,
@@ -257,3 +266,38 @@ def test_memory_stays_flat_over_many_calls(model: Model) -> None:
     after = work(1_500)
     assert after - before < 12 << 20
     assert (len(model._embed_by_size), len(model._classify_by_size)) == functions
+
+
+def test_a_package_is_written_and_checked_without_its_embedders_weights(tmp_path: Path) -> None:
+    draft = {
+        **DRAFT,
+        "embedder": {"kind": "vggish", "file": "vggish.safetensors", "from_store": True},
+        "postprocess": {"kind": "pca_quantise", "file": "vggish_pca_params.npz", "from_store": True},
+        "self_test": {"input": "embeddings"},
+    }
+    params = {**DRAFT["classifier"]["params"], "classes": 3, "input_size": 128}
+    classifier = build_classifier("lstm", params, seed=5)
+    manifest = write_package(tmp_path, draft, classifier_weights=weights(classifier), store=tmp_path / "empty")
+    packaged = load_classifier(tmp_path)
+    window = self_test_embeddings(manifest.self_test.seed, manifest.window.examples)
+    assert window.dtype == np.float32
+    assert np.abs(window).max() < 2.01
+    scores = packaged.classifier(window[None], np.array([10], np.int32)).numpy()[0]
+    np.testing.assert_allclose(manifest.self_test.expected_scores, scores, rtol=0, atol=1e-6)
+    served = Model(manifest, lambda pcm: pcm, packaged.classifier, "0" * 64)
+    served.self_test()
+    other = Model(manifest, lambda pcm: pcm, build_classifier("lstm", params, seed=6), "0" * 64)
+    with pytest.raises(ModelError, match="Self-test of model trial"):
+        other.self_test()
+    with pytest.raises(ModelError, match="models fetch vggish"):
+        load_model(tmp_path, store=tmp_path / "empty")
+
+
+def test_a_classifier_that_does_not_fit_its_manifest_is_refused_without_the_embedder_too(package: Path) -> None:
+    load_classifier(package)
+    edit(package, lambda m: m["classifier"]["params"].update(cells=25))
+    with pytest.raises(ModelError, match="shape"):
+        load_classifier(package)
+    (package / "classifier.safetensors").write_bytes(b"other")
+    with pytest.raises(ModelError, match="SHA-256"):
+        load_classifier(package)
