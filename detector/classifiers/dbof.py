@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from detector.classifiers.base import PoolingClassifier
 from detector.classifiers.batch_norm import BatchNorm
 from detector.classifiers.features import unit_rows
 from detector.classifiers.final import FINALS, build_final
@@ -56,7 +57,7 @@ class DbofConfig:
         check_choice(self, "final", FINALS, "DBoF")
 
 
-class DbofModel(tf.Module):
+class DbofModel(PoolingClassifier):
     """``(B, T, D)`` float32 dequantised features and ``(B,)`` valid rows -> ``(B, V)`` float32 probabilities.
 
     Which rows are sampled follows from ``uniforms`` in [0, 1): ``(B, iterations)`` for random frames, ``(B, 1)`` for a
@@ -101,9 +102,6 @@ class DbofModel(tf.Module):
         """Columns of ``uniforms``."""
         return self.config.iterations if self.config.random_frames else 1
 
-    def __call__(self, x: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
-        return self.final(self.pooled(x, num_frames))
-
     def pooled(
         self,
         x: tf.Tensor,
@@ -142,18 +140,13 @@ class DbofModel(tf.Module):
             rows = start + tf.range(self.config.iterations)
         return tf.maximum(tf.minimum(rows, count - 1), 0)
 
-    def named_variables(self) -> dict[str, tf.Variable]:
-        """Original name -> variable, moving statistics included."""
+    def pooling_variables(self) -> dict[str, tf.Variable]:
+        """Clusters and hidden layer, moving statistics included."""
         named: dict[str, tf.Variable] = {} if self.input_bn is None else self.input_bn.named_variables()
         named["tower/cluster_weights"] = self.cluster_weights
         named |= _named(self._after_cluster, "tower/cluster_biases")
         named["tower/hidden1_weights"] = self.hidden1_weights
-        named |= _named(self._after_hidden, "tower/hidden1_biases")
-        return named | self.final.named_variables()
-
-    def regularised_variables(self) -> list[tf.Variable]:
-        """What the starter code's L2 penalty covers: the final classifier's weights only."""
-        return self.final.regularised_variables()
+        return named | _named(self._after_hidden, "tower/hidden1_biases")
 
 
 def _normalised_or_biased(y: tf.Tensor, after: BatchNorm | tf.Variable, training: bool) -> tf.Tensor:

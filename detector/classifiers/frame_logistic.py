@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from detector.classifiers.base import PoolingClassifier
 from detector.classifiers.features import unit_rows
 from detector.classifiers.logistic import Logistic
 from detector.classifiers.params import check_sizes
@@ -23,7 +24,7 @@ class FrameLogisticConfig:
         check_sizes(self, ("classes", "input_size"), "Frame-level logistic")
 
 
-class FrameLogisticModel(tf.Module):
+class FrameLogisticModel(PoolingClassifier):
     """``(B, T, D)`` float32 dequantised features and ``(B,)`` valid rows -> ``(B, V)`` float32 probabilities.
 
     Rows are scaled to unit length, then all T of them are summed and divided by ``num_frames``: as in the original,
@@ -40,9 +41,6 @@ class FrameLogisticModel(tf.Module):
         self.input_size = config.input_size
         self.final = Logistic(config.input_size, config.classes, random=np.random.default_rng(seed))
 
-    def __call__(self, x: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
-        return self.final(self.pooled(x, num_frames))
-
     def pooled(
         self,
         x: tf.Tensor,
@@ -55,11 +53,3 @@ class FrameLogisticModel(tf.Module):
     ) -> tf.Tensor:
         """``(B, D)``: the average that the logistic layer sees."""
         return tf.reduce_sum(unit_rows(x), axis=1) / tf.cast(num_frames, tf.float32)[:, None]
-
-    def named_variables(self) -> dict[str, tf.Variable]:
-        """Original name -> variable."""
-        return self.final.named_variables()
-
-    def regularised_variables(self) -> list[tf.Variable]:
-        """What the starter code's L2 penalty covers."""
-        return self.final.regularised_variables()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from detector.classifiers.base import PoolingClassifier
 from detector.classifiers.features import clip_features
 from detector.classifiers.initial import glorot_uniform
 from detector.classifiers.params import check_sizes
@@ -49,7 +50,7 @@ class LogisticConfig:
         check_sizes(self, ("classes", "input_size"), "Logistic")
 
 
-class LogisticModel(tf.Module):
+class LogisticModel(PoolingClassifier):
     """``(B, D)`` features of clips, or ``(B, T, D)`` windows taken as their mean -> ``(B, V)`` float32 probabilities.
 
     Features are scaled to unit length first. Source: google/youtube-8m, ``video_level_models.py``.
@@ -64,9 +65,6 @@ class LogisticModel(tf.Module):
         self.input_size = config.input_size
         self.final = Logistic(config.input_size, config.classes, random=np.random.default_rng(seed))
 
-    def __call__(self, x: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
-        return self.final(self.pooled(x, num_frames))
-
     def pooled(
         self,
         x: tf.Tensor,
@@ -79,11 +77,3 @@ class LogisticModel(tf.Module):
     ) -> tf.Tensor:
         """``(B, D)``: the input of the linear layer."""
         return clip_features(x, num_frames)
-
-    def named_variables(self) -> dict[str, tf.Variable]:
-        """Original name -> variable."""
-        return self.final.named_variables()
-
-    def regularised_variables(self) -> list[tf.Variable]:
-        """What the starter code's L2 penalty covers."""
-        return self.final.regularised_variables()

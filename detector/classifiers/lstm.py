@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from detector.classifiers.base import PoolingClassifier
 from detector.classifiers.features import unit_rows, without_padding
 from detector.classifiers.final import FINALS, build_final
 from detector.classifiers.initial import glorot_uniform
@@ -42,7 +43,7 @@ class LstmConfig:
         return config_from(cls, params, "LSTM")
 
 
-class LstmModel(tf.Module):
+class LstmModel(PoolingClassifier):
     """``(B, T, D)`` float32 dequantised features and ``(B,)`` int32 valid rows -> ``(B, V)`` float32 probabilities.
 
     Rows are scaled to unit length first, as the starter code's graph does for every model. Rows from ``num_frames`` on
@@ -66,9 +67,6 @@ class LstmModel(tf.Module):
             bias = tf.Variable(np.zeros(4 * config.cells, np.float32), name=f"{scope}/bias")
             self._layers.append((kernel, bias))
         self.final = build_final(config.final, config.cells, config.classes, config.mixtures, random)
-
-    def __call__(self, x: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
-        return self.final(self.pooled(x, num_frames))
 
     def pooled(
         self,
@@ -99,17 +97,13 @@ class LstmModel(tf.Module):
         state = tf.gather_nd(h, tf.stack([last, tf.range(tf.shape(h)[1])], axis=1))  # (B, cells)
         return state * tf.cast(num_frames > 0, tf.float32)[:, None]
 
-    def named_variables(self) -> dict[str, tf.Variable]:
-        """Original name -> variable."""
+    def pooling_variables(self) -> dict[str, tf.Variable]:
+        """Kernels and biases, layer by layer."""
         named: dict[str, tf.Variable] = {}
         for i, (kernel, bias) in enumerate(self._layers):
             scope = f"tower/rnn/multi_rnn_cell/cell_{i}/basic_lstm_cell"
             named[f"{scope}/kernel"], named[f"{scope}/bias"] = kernel, bias
-        return named | self.final.named_variables()
-
-    def regularised_variables(self) -> list[tf.Variable]:
-        """What the starter code's L2 penalty covers: the final classifier's weights only."""
-        return self.final.regularised_variables()
+        return named
 
 
 def _lstm_layer(x: tf.Tensor, kernel: tf.Variable, bias: tf.Variable) -> tf.Tensor:
