@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import logging
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kafka
 from kafka import errors
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.net.sasl.oauth import AbstractTokenProvider
 
 from detector.bus.base import (
     Commit,
@@ -36,6 +33,7 @@ from detector.bus.base import (
     check_start,
     check_topics,
 )
+from detector.bus.kafka_security import METADATA_AGE_SECONDS, closing_on_failure, connection, denied, why_not_connected
 from detector.errors import BusDamaged, BusError, BusUnavailable, CommitFenced, ConfigError
 
 if TYPE_CHECKING:
@@ -46,11 +44,8 @@ MAX_VALUE_BYTES = 8 * 1024 * 1024
 _BUFFER_BYTES = 32 * 1024 * 1024
 _BUFFER_WAIT_SECONDS = 1.0
 _METADATA_WAIT_SECONDS = 2.0  # how long ``send`` waits to learn a topic's partitions
-_METADATA_AGE_SECONDS = 10.0  # how soon a new topic or partition is noticed
-_BOOTSTRAP_SECONDS = 10.0
 _CLOSE_SECONDS = 5.0
 _CALLBACK_LOOK_SECONDS = 0.002
-_TOKEN_SECONDS = 10.0
 _HEARTBEAT_MS = 500  # also how soon a member learns of a rebalance
 _NEVER_MS = 2**31 - 1
 _RECORD_OVERHEAD_BYTES = 64
@@ -64,7 +59,6 @@ _FENCED = (
     errors.ProducerFencedError,
     errors.UnknownMemberIdError,
 )
-_DENIED = (errors.AuthorizationError, errors.SaslAuthenticationFailedError, errors.UnsupportedSaslMechanismError)
 _DAMAGED = (errors.CorruptRecordError, errors.UnsupportedCodecError)
 
 _logger = logging.getLogger(__name__)
@@ -72,80 +66,8 @@ _logger = logging.getLogger(__name__)
 Callback = Callable[[Consumer, frozenset[TopicPartition]], None]
 
 
-class _TokenProvider(AbstractTokenProvider):
-    """The OAUTHBEARER token as a file or a command gives it, asked anew at each connection."""
-
-    def __init__(self, token_file: Path | None, command: Sequence[str] | None) -> None:
-        super().__init__()
-        self._token_file = token_file
-        self._command = command
-
-    def token(self) -> str:
-        if self._token_file is not None:
-            try:
-                return self._token_file.read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(
-                    f"The token file {self._token_file} can't be read: {type(error).__name__}."
-                ) from error
-        assert self._command is not None
-        try:
-            result = subprocess.run(self._command, capture_output=True, text=True, timeout=_TOKEN_SECONDS, check=True)
-        except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
-            # Neither arguments nor output: either may hold a secret.
-            raise ConfigError(f"The token command {self._command[0]} failed: {type(error).__name__}.") from None
-        return result.stdout.strip()
-
-
-def _connection(settings: KafkaSettings) -> dict[str, Any]:
-    """What every client of the library takes. Raises ConfigError for certificates that can't be used."""
-    config: dict[str, Any] = {
-        "bootstrap_servers": list(settings.bootstrap_servers),
-        "client_id": settings.client_id,
-        "security_protocol": settings.security_protocol,
-        "request_timeout_ms": int(settings.request_timeout_seconds * 1000),
-        "bootstrap_timeout_ms": int(min(settings.request_timeout_seconds, _BOOTSTRAP_SECONDS) * 1000),
-        "reconnect_backoff_max_ms": 1000,
-        "metadata_max_age_ms": int(_METADATA_AGE_SECONDS * 1000),
-    }
-    if settings.security_protocol in ("SSL", "SASL_SSL"):
-        config["ssl_context"] = _ssl_context(settings)
-        config["ssl_check_hostname"] = settings.ssl_check_hostname
-    if settings.security_protocol in ("SASL_PLAINTEXT", "SASL_SSL"):
-        config["sasl_mechanism"] = settings.sasl_mechanism
-        if settings.sasl_mechanism == "OAUTHBEARER":
-            config["sasl_oauth_token_provider"] = _TokenProvider(
-                settings.oauth_token_file, settings.oauth_token_command
-            )
-        else:
-            config["sasl_plain_username"] = settings.sasl_username
-            password = settings.sasl_password
-            config["sasl_plain_password"] = None if password is None else password.get_secret_value()
-    return config
-
-
-def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
-    place = settings.ssl_ca_file
-    try:
-        context = ssl.create_default_context(cafile=place)
-        context.check_hostname = settings.ssl_check_hostname
-        place = settings.ssl_certificate_file
-        if place is not None:
-            password = settings.ssl_key_password
-            # An empty password rather than none: OpenSSL would ask for it on the terminal.
-            secret = "" if password is None else password.get_secret_value()
-            context.load_cert_chain(place, settings.ssl_key_file, secret)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
-        raise ConfigError(
-            f"The TLS files of bus.kafka can't be used: {place} (with its key, where it has one): {reason}. They must "
-            "be PEM, belong together and open with ssl_key_password."
-        ) from error
-    return context
-
-
-def _translated(error: BaseException, doing: str) -> BusError | ConfigError:
-    """The same in this project's words; the library's texts hold addresses, but no secrets."""
+def _translated(error: BaseException, doing: str, needs: str = "") -> BusError | ConfigError:
+    """The same in this project's words; the library's texts hold addresses, no secrets. ``needs``: see ``denied``."""
     if isinstance(error, (BusError, ConfigError)):
         return error
     name = type(error).__name__
@@ -154,10 +76,9 @@ def _translated(error: BaseException, doing: str) -> BusError | ConfigError:
         return CommitFenced(
             f"While {doing}: another member or producer has taken over ({detail}); nothing took effect."
         )
-    if isinstance(error, _DENIED):
-        return BusUnavailable(
-            f"While {doing}, Kafka refused this user ({detail}). Check bus.kafka.sasl_* and the user's ACLs."
-        )
+    refusal = denied(error, doing, needs)
+    if refusal is not None:
+        return refusal
     if isinstance(error, _DAMAGED):
         return BusDamaged(f"While {doing}: what Kafka sent can't be read ({detail}). Check the brokers' disks.")
     if isinstance(error, errors.MessageSizeTooLargeError):
@@ -169,13 +90,30 @@ def _translated(error: BaseException, doing: str) -> BusError | ConfigError:
 
 
 @contextmanager
-def _kafka_errors(doing: str) -> Iterator[None]:
+def _kafka_errors(doing: str, needs: str = "") -> Iterator[None]:
     try:
         yield
+    except (errors.KafkaError, ssl.SSLError) as error:
+        raise _translated(error, doing, needs) from error
+
+
+@contextmanager
+def _connecting(doing: str, connection: Mapping[str, Any], needs: str = "") -> Iterator[None]:
+    """As ``_kafka_errors``; a connection that failed is looked into, since the library does not say why."""
+    try:
+        with closing_on_failure():
+            yield
+    except (errors.KafkaTimeoutError, errors.KafkaConnectionError, errors.NoBrokersAvailable, ssl.SSLError) as error:
+        reason = why_not_connected(connection)
+        if reason is None:
+            raise _translated(error, doing, needs) from error
+        raise BusUnavailable(f"While {doing}: {reason}") from error
     except errors.KafkaError as error:
-        raise _translated(error, doing) from error
-    except ssl.SSLError as error:
-        raise _translated(error, doing) from error
+        raise _translated(error, doing, needs) from error
+
+
+def _transactional_needs(transactional_id: str | None) -> str:
+    return "" if transactional_id is None else f"WRITE and DESCRIBE on transactional id {transactional_id}"
 
 
 def _headers(pairs: Iterable[tuple[str, bytes | None]]) -> Headers:
@@ -206,7 +144,7 @@ class KafkaBus:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        self._connection = _connection(settings)
+        self._connection = connection(settings)
         self._admin_client: Any = None
         self._closed = False
         self._children: list[KafkaProducer | KafkaConsumer] = []
@@ -214,7 +152,7 @@ class KafkaBus:
     def _admin(self) -> Any:
         self._check_open()
         if self._admin_client is None:
-            with _kafka_errors("connecting"):
+            with _connecting("connecting", self._connection):
                 self._admin_client = kafka.KafkaAdminClient(**self._connection)
         return self._admin_client
 
@@ -241,22 +179,23 @@ class KafkaBus:
                 "replication_factor": settings.replication_factor,
                 "configs": configs,
             }
-        with _kafka_errors(f"creating topics {', '.join(wanted)}"):
+        with _kafka_errors(f"creating topics {', '.join(wanted)}", f"CREATE on topic {', '.join(wanted)}"):
             answer = self._admin().create_topics(wanted, raise_errors=False)
             for topic in answer["topics"]:
                 if topic["error_code"] not in (0, _TOPIC_EXISTS):
                     error = errors.for_code(topic["error_code"])(topic.get("error_message") or "")
-                    raise _translated(error, f"creating topic {topic['name']}") from error
+                    raise _translated(error, f"creating topic {topic['name']}", f"CREATE on topic {topic['name']}")
             self._admin().wait_for_topics(list(wanted))
 
     def partitions(self, topic: str) -> int | None:
-        with _kafka_errors(f"asking for topic {topic}"):
+        needs = f"DESCRIBE on topic {topic}"
+        with _kafka_errors(f"asking for topic {topic}", needs):
             (answer,) = self._admin().describe_topics([topic])
         if answer["error_code"] == errors.UnknownTopicOrPartitionError.errno:
             return None
         if answer["error_code"]:
             error = errors.for_code(answer["error_code"])()
-            raise _translated(error, f"asking for topic {topic}") from error
+            raise _translated(error, f"asking for topic {topic}", needs)
         return len(answer["partitions"])
 
     def producer(self, *, transactional_id: str | None = None) -> Producer:
@@ -343,7 +282,7 @@ class KafkaProducer:
                 "transaction_timeout_ms": int(max(self._settings.request_timeout_seconds, 10.0) * 1000),
                 "max_block_ms": int(self._settings.request_timeout_seconds * 1000),
             }
-        with _kafka_errors("connecting a producer"):
+        with _connecting("connecting a producer", self._config, _transactional_needs(self._transactional_id)):
             try:
                 client = kafka.KafkaProducer(**config)
             except RuntimeError as error:  # what the library raises for a codec that is not installed
@@ -378,7 +317,7 @@ class KafkaProducer:
             self._waiting.append(record)
             return
         try:
-            with _kafka_errors(f"sending to {topic}"):
+            with _kafka_errors(f"sending to {topic}", f"WRITE on topic {topic}"):
                 future = self._client.send(*record)
         except BaseException as error:
             self._release(size_bytes)
@@ -411,7 +350,7 @@ class KafkaProducer:
     def _give_up(self, size_bytes: int, topic: str, error: BaseException) -> None:
         """On the library's thread: a record was refused for good. The next ``flush`` says so."""
         with self._changed:
-            self._refused = self._refused or _translated(error, f"sending to {topic}")
+            self._refused = self._refused or _translated(error, f"sending to {topic}", f"WRITE on topic {topic}")
         self._release(size_bytes)
 
     def flush(self, timeout_seconds: float = 30.0) -> None:
@@ -577,6 +516,7 @@ class KafkaConsumer:
     ) -> None:
         self._topics = tuple(dict.fromkeys(topics))
         self._group = group
+        self._needs = f"READ on topic {', '.join(self._topics)}" + (f" and on group {group}" if group else "")
         self._start = start
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
@@ -605,7 +545,7 @@ class KafkaConsumer:
                 "max_poll_interval_ms": int(settings.max_poll_interval_seconds * 1000),
                 "partition_assignment_strategy": (CooperativeStickyAssignor,),
             }
-        with _kafka_errors("connecting a consumer"):
+        with _connecting("connecting a consumer", connection, self._needs):
             self._client = kafka.KafkaConsumer(**config)
             try:
                 if group is None:
@@ -636,7 +576,7 @@ class KafkaConsumer:
                 continue
             except errors.KafkaError as error:
                 self._raise_callback_error()
-                raise _translated(error, "reading") from error
+                raise _translated(error, "reading", self._needs) from error
             self._raise_callback_error()
             records = [self._record(record) for batch in answer.values() for record in batch]
             for record in records:
@@ -673,7 +613,7 @@ class KafkaConsumer:
         theirs = [_theirs(p) for p in partitions]
         if not theirs:
             return {}
-        with _kafka_errors("asking for offsets"):
+        with _kafka_errors("asking for offsets", self._needs):
             oldest = self._client.beginning_offsets(theirs)
             ends = self._client.end_offsets(theirs)
         return {_ours(p): (oldest[p], ends[p]) for p in theirs}
@@ -709,7 +649,7 @@ class KafkaConsumer:
 
     def _look_for_partitions(self) -> None:
         if time.monotonic() >= self._next_look_seconds:
-            with _kafka_errors("looking for partitions"):
+            with _kafka_errors("looking for partitions", self._needs):
                 self._assign_everything("earliest")
         fresh = frozenset(self._positions.keys() - self._announced)
         self._announced |= fresh
@@ -717,7 +657,7 @@ class KafkaConsumer:
             self._on_assigned(self, fresh)
 
     def _assign_everything(self, start: str) -> None:
-        self._next_look_seconds = time.monotonic() + _METADATA_AGE_SECONDS
+        self._next_look_seconds = time.monotonic() + METADATA_AGE_SECONDS
         wanted = {
             TopicPartition(topic, number)
             for topic in self._topics
@@ -749,7 +689,7 @@ class KafkaConsumer:
         self._check_open()
         if self._group is None:
             return None
-        with _kafka_errors(f"asking for the position of group {self._group!r}"):
+        with _kafka_errors(f"asking for the position of group {self._group!r}", self._needs):
             found = self._client.committed(_theirs(partition), metadata=True)
         return None if found is None or found.offset < 0 else Commit(found.offset, found.metadata or "")
 
@@ -759,7 +699,7 @@ class KafkaConsumer:
         if not commits:
             return
         self.check_owns(commits)
-        with _kafka_errors(f"committing positions of group {self._group!r}"):
+        with _kafka_errors(f"committing positions of group {self._group!r}", self._needs):
             self._client.commit(_offsets(commits))
 
     def check_owns(self, commits: Mapping[TopicPartition, Commit]) -> None:
@@ -787,7 +727,7 @@ class KafkaConsumer:
 
     def offset_at(self, partition: TopicPartition, timestamp_ms: int) -> int | None:
         self._check_open()
-        with _kafka_errors("asking for offsets by time"):
+        with _kafka_errors("asking for offsets by time", self._needs):
             found = self._client.offsets_for_times({_theirs(partition): max(0, timestamp_ms)})[_theirs(partition)]
         return None if found is None or found.offset < 0 else int(found.offset)
 
