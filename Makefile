@@ -1,6 +1,6 @@
 # A newcomer needs two: `make demo` and `make test`. Both set up what they need first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test golden check bench format schemas clean
+.PHONY: help setup demo test golden check bench bench-kafka format schemas clean
 SHELL := /bin/sh
 PY := .venv/bin/python
 
@@ -18,7 +18,7 @@ export GOLDEN_DIR DATA_DIR
 PYTEST := $(PY) -m pytest $(if $(filter true,$(CI)),-p tests.no_missing_tool)
 
 help:  ## Show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup:  ## Make .venv with everything in it; quick to repeat
 	@deploy/setup.sh
@@ -42,9 +42,12 @@ check: setup  ## Check style, types, import rules, configuration and deployment 
 	$(PY) deploy/validate.py
 
 bench: setup  ## Measure, one figure after the other (BENCH=bench_bus for one)
-	@for file in tests/benchmarks/$(or $(BENCH),bench_*).py; do \
+	@for file in $(filter-out $(if $(BENCH),,%/bench_kafka.py),$(wildcard tests/benchmarks/$(or $(BENCH),bench_*).py)); do \
 		echo "== $$file"; PYTHONPATH=. $(PY) "$$file" $(ARGS) || exit 1; \
 	done
+
+bench-kafka: setup  ## Measure throughput with a Kafka broker of its own on this machine (needs Java)
+	PYTHONPATH=. $(PY) tests/benchmarks/bench_kafka.py $(ARGS)
 
 format: setup  ## Put the source in its one form
 	$(PY) -m ruff check --fix .

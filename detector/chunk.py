@@ -31,6 +31,7 @@ _NS = 1_000_000_000
 MAX_CAPTURED_AT_NS = 2**63 - 1 - 86_400 * _NS  # the times of an alert that goes on from here fit as well
 _TOKEN = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,19}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FRAME = re.compile(r"[A-Za-z0-9._:\-]{1,64}")
 
 Encoding = Literal["pcm_s16le", "flac"]
@@ -147,7 +148,7 @@ def _check_stream_id(stream_id: str) -> None:
         size = len(stream_id.encode())
     except UnicodeEncodeError:
         raise ChunkError("bad_stream_id", f"Stream id {stream_id!r} is no valid Unicode.") from None
-    if not 1 <= size <= MAX_STREAM_ID_BYTES or any(ord(c) < 32 or 127 <= ord(c) < 160 for c in stream_id):
+    if not 1 <= size <= MAX_STREAM_ID_BYTES or _CONTROL.search(stream_id):
         raise ChunkError(
             "bad_stream_id",
             f"Stream id {stream_id[:80]!r} is not 1-{MAX_STREAM_ID_BYTES} bytes of UTF-8 without control characters.",

@@ -154,7 +154,7 @@ def run_demo(
         GunfireError: a process could not be started or did not come up.
     """
     stop = threading.Event()
-    port = _free_port()
+    port = free_port()
     bus_path, truth_path = folder / "bus.sqlite3", folder / "truth.jsonl"
     environ = {**os.environ, "DETECTOR__CONSOLE__PORT": str(port), "TF_CPP_MIN_LOG_LEVEL": "2"}
     console.print(f"Starting the detector (log: {folder / 'detector.log'}) ...")
@@ -165,7 +165,7 @@ def run_demo(
                 [sys.executable, "-m", "detector", "run", "--bus-path", str(bus_path)], folder / "detector.log", environ
             )
         )
-        _wait_ready(detector, port, folder)
+        wait_ready(detector, port, folder)
         console.print(f"Ready after {time.monotonic() - started:.1f} s: http://127.0.0.1:{port}/metrics and /readyz")
         bus = EmbeddedBus(bus_path)
         stack.callback(bus.close)
@@ -299,7 +299,12 @@ def _metric(port: int, name: str) -> float:
     return 0.0
 
 
-def _wait_ready(detector: subprocess.Popen[bytes], port: int, folder: Path) -> None:
+def wait_ready(detector: subprocess.Popen[bytes], port: int, folder: Path) -> None:
+    """Return once the detector with its console on ``port`` says that it is ready.
+
+    Raises:
+        GunfireError: it ended, or took longer than START_SECONDS; with the end of ``folder``/detector.log.
+    """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
@@ -332,7 +337,8 @@ def _process(command: list[str], log: Path, environ: dict[str, str]) -> Iterator
                 child.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

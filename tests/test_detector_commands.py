@@ -18,7 +18,7 @@ from detector import alert as alerts
 from detector.audio import float_to_int16
 from detector.bus.embedded import EmbeddedBus
 from detector.chunk import CHUNK_SAMPLES, Chunk, encode
-from detector.demo import _free_port, _wait_ready
+from detector.demo import free_port, wait_ready
 from tests.sounds import noise_with_shots
 
 # Low enough that a synthetic shot opens an alert whatever model is shipped: what is tested is all around it.
@@ -47,12 +47,12 @@ class Daemon:
     """``detector run`` as a process."""
 
     def __init__(self, folder, environ=EAGER):
-        self.folder, self.port = folder, _free_port()
+        self.folder, self.port = folder, free_port()
         environ = {**os.environ, **environ, "DETECTOR__CONSOLE__PORT": str(self.port)}
         arguments = [sys.executable, "-m", "detector", "run", "--bus-path", str(folder / "bus.sqlite3")]
         self.log = (folder / "detector.log").open("ab")
         self.process = subprocess.Popen(arguments, env=environ, stdout=self.log, stderr=self.log, cwd=folder)
-        _wait_ready(self.process, self.port, folder)
+        wait_ready(self.process, self.port, folder)
 
     def get(self, path):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as reply:

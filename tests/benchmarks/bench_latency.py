@@ -25,7 +25,7 @@ from detector import alert as alerts
 from detector.audio import float_to_int16
 from detector.bus.embedded import EmbeddedBus
 from detector.chunk import CHUNK_SAMPLES, CHUNK_SECONDS, Chunk, encode
-from detector.demo import _free_port, _wait_ready
+from detector.demo import free_port, wait_ready
 from tests.sounds import SHOT_SAMPLES, street_shot
 
 SHOT_EVERY_CHUNKS = 6
@@ -40,14 +40,14 @@ def main() -> None:
     rounds = round(options.seconds / CHUNK_SECONDS)
     shots = [street_shot(rng) for _ in range(8)]
     with tempfile.TemporaryDirectory() as name:
-        folder, port = Path(name), _free_port()
+        folder, port = Path(name), free_port()
         # an eager threshold: what is measured is how long an alert takes, not what the model makes of these shots
         eager = {"DETECTOR__DECISION__OPEN_THRESHOLD": "0.05", "DETECTOR__LOG__LEVEL": "WARNING"}
         environ = {**os.environ, **eager, "DETECTOR__CONSOLE__PORT": str(port)}
         command = [sys.executable, "-m", "detector", "run", "--bus-path", str(folder / "bus.sqlite3")]
         with (folder / "detector.log").open("wb") as log:
             daemon = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
-        _wait_ready(daemon, port, folder)
+        wait_ready(daemon, port, folder)
         bus = EmbeddedBus(folder / "bus.sqlite3")
         consumer = bus.consumer(["gunfire.alerts"], None)
         latencies: list[float] = []

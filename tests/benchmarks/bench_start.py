@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from detector.demo import _free_port, _wait_ready
+from detector.demo import free_port, wait_ready
 
 
 def main() -> None:
@@ -25,13 +25,13 @@ def main() -> None:
     ready, stopped = [], []
     for _ in range(options.runs + 1):
         with tempfile.TemporaryDirectory() as name:
-            folder, port = Path(name), _free_port()
+            folder, port = Path(name), free_port()
             environ = {**os.environ, "DETECTOR__CONSOLE__PORT": str(port)}
             command = [sys.executable, "-m", "detector", "run", "--bus-path", str(folder / "bus.sqlite3")]
             start = time.perf_counter()
             with (folder / "detector.log").open("wb") as log:
                 daemon = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
-            _wait_ready(daemon, port, folder)
+            wait_ready(daemon, port, folder)
             ready.append(time.perf_counter() - start)
             daemon.send_signal(signal.SIGTERM)
             start = time.perf_counter()
