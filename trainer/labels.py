@@ -27,6 +27,9 @@ from detector.errors import DataError
 
 GUNFIRE = "Gunshot, gunfire, -Cap gun"
 LOOK_ALIKES = "Fireworks, Firecracker, =Explosion, Thunder, Burst, pop, Boom"
+GUNFIRE_CLASSES = ("Gunshot, gunfire", "Machine gun", "Fusillade", "Artillery fire")
+"""``GUNFIRE`` where no ontology says what lies below."""
+LOOK_ALIKE_ITEMS = ("Fireworks", "Firecracker", "=Explosion", "Thunder", "Burst, pop", "Boom")
 
 _HEADER = ["index", "mid", "display_name"]
 _RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
@@ -249,6 +252,25 @@ class LabelSet:
         names = [*self.names, *(node.name for node in ontology.nodes.values())] if ontology is not None else self.names
         hint = "" if ontology is not None else " (Names of families need ontology.json.)"
         return f"{key!r} is no class of {self.source}.{nearest(key, names)}{hint}"
+
+
+def gunfire_classes(labels: LabelSet, ontology: Ontology | None = None) -> tuple[int, ...]:
+    """Indices of ``GUNFIRE``, with or without an ontology; none where the labels hold no gunfire."""
+    if ontology is not None:
+        try:
+            return labels.resolve(GUNFIRE, ontology)
+        except DataError:
+            return ()
+    return tuple(sorted(found.index for name in GUNFIRE_CLASSES if (found := labels.find(name)) is not None))
+
+
+def look_alike_classes(labels: LabelSet, ontology: Ontology | None = None) -> tuple[int, ...]:
+    """Indices of those ``LOOK_ALIKES`` that the labels hold, gunfire left out; maybe none."""
+    chosen: set[int] = set()
+    for item in LOOK_ALIKE_ITEMS:
+        if labels.find(item.lstrip("=")) is not None:
+            chosen.update(labels.resolve([item], ontology))
+    return tuple(sorted(chosen - set(gunfire_classes(labels, ontology))))
 
 
 def nearest(key: str, names: Sequence[str]) -> str:
