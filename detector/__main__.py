@@ -163,23 +163,25 @@ def watch_command(output_format: str, from_beginning: bool, config_path: Path | 
     from detector.bus import open_bus
     from detector.bus.base import Record
     from detector.errors import AlertError
-    from detector.watch import read_alerts, watch_json, watch_table
+    from detector.watch import follow_alerts, watch_json, watch_table
 
     def on_bad(record: Record, error: AlertError) -> None:
         log.warning("%s[%d]@%d is no alert: %s", record.topic, record.partition, record.offset, error)
 
     stop = threading.Event()
-    bus = open_bus(settings.bus)
-    try:
-        with stop_signals(stop.set):
-            start = "earliest" if from_beginning else "latest"
-            alerts = read_alerts(bus, settings.topics.alerts, stop, start=start, on_bad=on_bad)
-            if output_format == "json":
-                watch_json(alerts, sys.stdout)
-            else:
-                watch_table(alerts, Console())
-    finally:
-        bus.close()
+    with stop_signals(stop.set):
+        alerts = follow_alerts(
+            lambda: open_bus(settings.bus, create=False),
+            settings.topics.alerts,
+            stop,
+            start="earliest" if from_beginning else "latest",
+            on_bad=on_bad,
+            on_wait=lambda text: click.echo(text, err=True),
+        )
+        if output_format == "json":
+            watch_json(alerts, sys.stdout)
+        else:
+            watch_table(alerts, Console())
 
 
 @main.command("demo")

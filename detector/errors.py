@@ -10,7 +10,9 @@ GunfireError
 ├── DataError            features, labels or lists to train or evaluate on that can't be used (trainer)
 └── BusError
     ├── BusUnavailable   for now; trying again may help
+    │   └── BusMissing   there is no bus file yet, and reading makes none
     ├── BusDamaged       the stored data is broken; trying again won't help
+    │   └── BusReplaced  the bus file was removed or replaced while in use
     └── CommitFenced     the partition belongs to another member now; its outputs were not committed
 """
 
@@ -67,8 +69,16 @@ class BusUnavailable(BusError):
     """The bus can't be reached or is busy; a later try may succeed."""
 
 
+class BusMissing(BusUnavailable):
+    """There is no bus file where one was to be read."""
+
+
 class BusDamaged(BusError):
     """What the bus stores is broken; a later try won't help."""
+
+
+class BusReplaced(BusDamaged):
+    """The bus file was removed or replaced while in use: what is open leads nowhere, opening it again may."""
 
 
 class CommitFenced(BusError):

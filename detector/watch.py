@@ -15,10 +15,11 @@ from rich.text import Text
 
 from detector.alert import Alert, decode, to_json
 from detector.bus.base import Bus, Record
-from detector.errors import AlertError
+from detector.errors import AlertError, BusMissing, BusReplaced
 
 MAX_ROWS = 200
 WIDE_COLUMNS = 100
+_LOOK_SECONDS = 0.5
 
 
 def read_alerts(
@@ -34,7 +35,7 @@ def read_alerts(
         BusError: the bus failed.
     """
     while bus.partitions(topic) is None:  # the detector creates it once it is loaded
-        if stop.wait(0.5):
+        if stop.wait(_LOOK_SECONDS):
             return
         yield None
     consumer = bus.consumer([topic], None, start=start)
@@ -48,6 +49,44 @@ def read_alerts(
             yield None
     finally:
         consumer.close()
+
+
+def follow_alerts(
+    open_bus: Callable[[], Bus],
+    topic: str,
+    stop: threading.Event,
+    *,
+    start: str = "latest",
+    on_bad: Callable[[Record, AlertError], None],
+    on_wait: Callable[[str], None],
+) -> Iterator[Alert | None]:
+    """``read_alerts``, whether the bus file is there already or not, and from the next one where it is replaced.
+
+    Args:
+        on_wait: told once each time there is something to wait for.
+
+    Raises:
+        BusError: the bus failed.
+    """
+    waiting = False
+    while not stop.is_set():
+        try:
+            bus = open_bus()
+        except BusMissing as e:
+            if not waiting:
+                on_wait(f"{e} Waiting for it.")
+            waiting, start = True, "earliest"  # nothing in a file that is not there yet can be old
+            yield None
+            stop.wait(_LOOK_SECONDS)
+            continue
+        waiting = False
+        try:
+            yield from read_alerts(bus, topic, stop, start=start, on_bad=on_bad)
+        except BusReplaced as e:
+            on_wait(f"{e} Reading on in the new one.")
+            start = "earliest"
+        finally:
+            bus.close()
 
 
 class AlertTable:

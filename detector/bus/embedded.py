@@ -210,6 +210,7 @@ class EmbeddedBus:
 
     def partitions(self, topic: str) -> int | None:
         self._check_open()
+        self._file.check_still_there()
         found = _find_topic(self._file, topic)
         return None if found is None else len(found.log_ids)
 
@@ -614,6 +615,7 @@ class EmbeddedConsumer:
 
     def poll(self, timeout_seconds: float, max_records: int = 500) -> list[Record]:
         self._check_open()
+        self._file.check_still_there()
         deadline = time.monotonic() + timeout_seconds
         while True:
             version = self._file.data_version()  # before reading: what is committed after it is seen as a change

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from detector.errors import BusDamaged, BusError, BusUnavailable
+from detector.errors import BusDamaged, BusError, BusReplaced, BusUnavailable
 
 APPLICATION_ID = 0x47554E42  # "GUNB"
 SCHEMA_VERSION = 1
@@ -144,10 +144,13 @@ class BusFile:
             return None
         return status.st_dev, status.st_ino
 
-    def _check_still_there(self) -> None:
-        # SQLite goes on writing into a deleted file; nobody would ever read it.
+    def check_still_there(self) -> None:
+        """Raise BusReplaced where the path leads to another file by now, or to none.
+
+        SQLite goes on with a deleted file, which nobody else would ever read or write.
+        """
         if self._identity_now() != self._identity:
-            raise BusDamaged(
+            raise BusReplaced(
                 f"Bus file {self.path} was removed or replaced while in use. Restart every process that uses it."
             )
 
@@ -217,7 +220,7 @@ class BusFile:
     @contextmanager
     def transaction(self, timeout_seconds: float | None = None) -> Iterator[sqlite3.Connection]:
         """Write: all that is done inside takes effect at the end, or nothing."""
-        self._check_still_there()
+        self.check_still_there()
         self._retrying(lambda: self._db.execute("BEGIN IMMEDIATE"), timeout_seconds)
         try:
             yield self._db
