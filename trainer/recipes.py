@@ -41,8 +41,10 @@ class Recipe(BaseModel):
         mixup_alpha, mixup_share: Beta parameter (0 = off), and the share of batches or clips that it is done to.
         class_weight_power: classes weigh by their frequency to the minus this (0 = all the same).
         balanced_sampling_power: clips are drawn by their rarest label's frequency to the minus this (0 = each once).
-        label_quality: CSV of AudioSet's quality estimates, or None.
-        label_quality_power: a label's weight is its quality to this power.
+        frame_dropout: share of a clip's frames taken out by chance; one always stays.
+        label_quality: CSV ``class,quality`` of how many labels are right, ``audioset`` for the published estimates that
+            come with the project, or None.
+        label_quality_power: a positive label's weight is its quality to this power.
         hard_negative_weight: factor of gunfire's terms where a clip carries a look-alike and no gunfire.
         hard_negative_sampling: how often a clip with a look-alike is drawn, a plain one being 1.
         evaluate_every_steps, evaluate_every_epochs: whichever is given; the end is always evaluated.
@@ -84,6 +86,7 @@ class Recipe(BaseModel):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     mixup_alpha: float = Field(default=0.0, ge=0)
     mixup_share: float = Field(default=1.0, ge=0, le=1)
+    frame_dropout: float = Field(default=0.0, ge=0, lt=1)
     class_weight_power: float = Field(default=0.0, ge=0, le=2)
     balanced_sampling_power: float = Field(default=0.0, ge=0, le=2)
     label_quality: str | None = None
