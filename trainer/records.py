@@ -13,6 +13,7 @@ Source of semantics: google/youtube-8m, ``readers.py``; of the framing and its c
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
 import logging
 import os
@@ -233,6 +234,38 @@ class ClipSet:
         within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         matrix[rows, self._labels[np.repeat(starts, counts) + within]] = True
         return matrix
+
+    @property
+    def fingerprint(self) -> str:
+        """Of ids, lengths and labels in their order: tells whether two sets hold the same clips."""
+        digest = hashlib.sha256(self._video_ids)
+        for part in (self._id_offsets, self.num_frames, self._labels, self._label_offsets):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()[:32]
+
+    def subset(self, clips: Indices) -> ClipSet:
+        """These clips alone, in this order, as a set of their own."""
+
+        def ranges(offsets: Indices) -> tuple[Indices, Indices]:
+            counts = offsets[clips + 1] - offsets[clips]
+            ends = _offsets([counts])
+            return np.arange(ends[-1]) + np.repeat(offsets[clips] - ends[:-1], counts), ends
+
+        (id_bytes, id_offsets), (rows, frame_offsets), (labels, label_offsets) = (
+            ranges(offsets) for offsets in (self._id_offsets, self.frame_offsets, self._label_offsets)
+        )
+        return ClipSet(
+            video_ids=np.frombuffer(self._video_ids, np.uint8)[id_bytes].tobytes(),
+            id_offsets=id_offsets,
+            features=self.features[rows],
+            frame_offsets=frame_offsets,
+            labels=self._labels[labels],
+            label_offsets=label_offsets,
+            times_seconds=self.times_seconds[clips],
+            classes=self.classes,
+            spec=self.spec,
+            report=self.report,
+        )
 
     def label_counts(self) -> Indices:
         """``(V,)``: clips that carry each class; 0 is a class that never occurs."""
