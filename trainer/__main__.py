@@ -5,6 +5,9 @@ from __future__ import annotations
 import click
 
 from detector.cli import CONTEXT, ErrorGroup
+from trainer.commands_audio import evaluate_audio_command
+from trainer.commands_evaluate import evaluate_command
+from trainer.commands_labels import ontology_command
 from trainer.compact.commands import compact
 
 
@@ -14,6 +17,9 @@ def main() -> None:
 
 
 main.add_command(compact)
+main.add_command(evaluate_command)
+main.add_command(ontology_command)
+main.add_command(evaluate_audio_command)
 
 
 if __name__ == "__main__":

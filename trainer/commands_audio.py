@@ -1,0 +1,299 @@
+"""``trainer evaluate-audio``: models and peers on recordings and continuous audio, through the detector's pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from detector.cli import config_option, quiet_tensorflow, settings_of
+from detector.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from detector.config import Settings
+    from trainer.compact.evaluation import Recording
+    from trainer.evaluate_audio import AudioReport, Examination, Share, Subject
+
+
+@click.command("evaluate-audio")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Shipped model or package folder; may be repeated. Default: compact-gunfire.",
+)
+@click.option("--peers/--no-peers", default=True, show_default=True, help="YAMNet and CED-tiny beside it.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="DATA_DIR",
+    default=Path("../shared/data"),
+    show_default=True,
+    help="Folder with audio/index.csv, and the peers (environment: DATA_DIR).",
+)
+@click.option("--set", "sets", multiple=True, help="Only these sets (first folder of the path); may be repeated.")
+@click.option(
+    "--hop-seconds",
+    type=click.Choice(["0.96", "0.48"]),
+    default=None,
+    help="Between examples. Default: batch.hop_seconds of the configuration.",
+)
+@click.option("--tolerance-seconds", type=click.FloatRange(0.001, 2.0), default=0.1, show_default=True)
+@click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Instead of standard output.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="The curves as a picture (.png or .svg).")
+@click.option("--cache", type=click.Path(path_type=Path, dir_okay=False), help="Keeps the resampled audio (.npz).")
+@config_option
+def evaluate_audio_command(
+    models: tuple[str, ...],
+    peers: bool,
+    data_dir: Path,
+    sets: tuple[str, ...],
+    hop_seconds: str | None,
+    tolerance_seconds: float,
+    output_format: str,
+    output: Path | None,
+    plot: Path | None,
+    cache: Path | None,
+    config_path: Path | None,
+) -> None:
+    """Recall by set, distance and SNR; onset errors; false alerts an hour; false alerts a day against recall.
+
+    Split `dev` of audio/index.csv is heard through the pipeline that serves. Recordings labelled `gunshot` hold
+    gunfire, all others none; set `ambient` is continuous audio, in which false alerts are counted by the hour.
+    """
+    settings = settings_of(config_path)
+    quiet_tensorflow()
+    from rich.console import Console
+
+    from trainer.compact.evaluation import load_recordings
+    from trainer.evaluate_audio import examine, read_shots
+
+    hop = float(hop_seconds) if hop_seconds is not None else settings.batch.hop_seconds
+    subjects = _subjects(models or ("compact-gunfire",), settings, data_dir if peers else None)
+    click.echo("Reading and resampling the recordings ...", err=True)
+    recordings = _chosen(load_recordings(data_dir / "audio", cache), sets)
+    shots = read_shots(data_dir / "audio")
+    found: list[Examination] = []
+    with _progress() as tell:
+        for subject in subjects:
+
+            def told(what: str, done: int, whole: int, name: str = subject.name) -> None:
+                tell(f"{name}: {what}", done, whole)
+
+            found.append(
+                examine(subject, recordings, shots, hop_seconds=hop, tolerance_seconds=tolerance_seconds, told=told)
+            )
+    if plot is not None:
+        from trainer.audio_plot import plot_curves
+
+        plot_curves(found, plot)
+        click.echo(f"Curves: {plot}", err=True)
+    if output_format == "json":
+        text = json.dumps([one.as_json() for one in found], indent=1, allow_nan=False) + "\n"
+        if output is None:
+            click.echo(text, nl=False)
+        else:
+            output.write_text(text, encoding="utf-8")
+        return
+    if output is None:
+        console = Console()
+        console.width = max(console.width, 132)
+        show(found, console)
+    else:
+        with output.open("w", encoding="utf-8") as file:
+            show(found, Console(file=file, width=130))
+
+
+def _subjects(models: Sequence[str], settings: Settings, peers_dir: Path | None) -> list[Subject]:
+    from detector.alert import ModelIdentity
+    from detector.model import load_model
+    from detector.pipeline import decision_settings
+    from trainer.evaluate_audio import Subject
+    from trainer.peers import peers_in
+
+    subjects: list[Subject] = []
+    own = settings.decision.model_copy(
+        update={"open_threshold": None, "close_threshold": None, "false_alerts_per_day": None}
+    )
+    for name in models:
+        model = load_model(Path(name) if os.sep in name else name, store=settings.model.store)
+        decision = decision_settings(model.manifest, own)
+        subjects.append(
+            Subject(
+                f"{model.name} {model.version}",
+                model,
+                model.labels,
+                ModelIdentity(model.name, model.version, model.sha256),
+                model.window_examples,
+                decision,
+                decision.open_threshold,
+            )
+        )
+    if peers_dir is None:
+        return subjects
+    for name, peer in peers_in(peers_dir).items():
+        family = tuple(peer.labels.index(label) for label in peer.family if label in peer.labels)
+        decision = dataclasses.replace(
+            subjects[0].decision, family=family, look_alikes=(), open_threshold=0.5, close_threshold=0.3
+        )
+        subjects.append(Subject(name, peer, peer.labels, peer.identity, peer.window_examples, decision, None))
+    return subjects
+
+
+def _chosen(recordings: list[Recording], sets: tuple[str, ...]) -> list[Recording]:
+    if not sets:
+        return recordings
+    known = sorted({r.set for r in recordings})
+    if unknown := sorted(set(sets) - set(known)):
+        raise ConfigError(f"--set {', '.join(unknown)} is unknown; there are {', '.join(known)}.")
+    chosen = [r for r in recordings if r.set in sets]
+    if all(r.positive for r in chosen):
+        raise DataError(
+            f"--set {', '.join(sets)}: no recording without gunfire is left, so no threshold can be compared."
+        )
+    return chosen
+
+
+def show(found: Sequence[Examination], console: Console) -> None:
+    """Tables for people."""
+    from rich.table import Table
+
+    compared = [one.at_clip_threshold for one in found]
+    columns = [(report.subject, report) for report in compared]
+    columns[1:1] = [
+        (f"{one.subject}, its own threshold", one.at_own_threshold) for one in found if one.at_own_threshold is not None
+    ]
+
+    def table(title: str, rows: dict[str, Callable[[AudioReport], str]]) -> None:
+        made = Table(title=title, title_justify="left", title_style="bold")
+        made.add_column("")
+        for name, _ in columns:
+            made.add_column(name, justify="right")
+        for name, cell in rows.items():
+            made.add_row(name, *(cell(report) for _, report in columns))
+        console.print(made)
+
+    def shares(pick: Callable[[AudioReport], dict[str, Share]]) -> dict[str, Callable[[AudioReport], str]]:
+        names = dict.fromkeys(name for _, report in columns for name in pick(report))
+        return {name: lambda r, name=name: _percent(pick(r).get(name)) for name in names}  # type: ignore[misc]
+
+    first = compared[0]
+    console.print(
+        f"Compared at the threshold that 1 % of {first.negatives.whole} negative recordings reach; examples "
+        f"{first.hop_seconds:g} s apart. In brackets: the 95 % interval."
+    )
+    table(
+        "Threshold",
+        {"opens at": lambda r: f"{r.threshold:.5f}", "negative recordings": lambda r: _percent(r.negatives)},
+    )
+    table("Recordings with gunfire that were heard (tagged ones: at the right time)", shares(lambda r: dict(r.recall)))
+    table(
+        "Tagged shots with an onset within the tolerance",
+        {"all": lambda r: _percent(r.shots)}
+        | {f"{k} m": v for k, v in shares(lambda r: dict(r.by_distance)).items()}
+        | {f"SNR {k} dB": v for k, v in shares(lambda r: dict(r.by_snr)).items()},
+    )
+    table(
+        "Times",
+        {
+            "onset error, median": lambda r: _milliseconds(_absolute(r.onset_errors_seconds), 0.5),
+            "onset error, 90 %": lambda r: _milliseconds(_absolute(r.onset_errors_seconds), 0.9),
+            "onset to alert, median": lambda r: _milliseconds(r.latencies_seconds, 0.5),
+            "onset to alert, 90 %": lambda r: _milliseconds(r.latencies_seconds, 0.9),
+        },
+    )
+    table(
+        "Recordings without gunfire that have an alert",
+        shares(lambda r: {k: s for k, s in r.by_label.items() if s.part}),
+    )
+    table(
+        f"Continuous audio without gunfire: {first.audio_hours:.2f} h",
+        {
+            "false alerts": lambda r: str(r.false_alerts),
+            "an hour": lambda r: "{:.2f} [{:.2f}, {:.2f}]".format(*r.per_hour()),
+        },
+    )
+    for one in found:
+        _show_curve(one, console)
+
+
+def _show_curve(one: Examination, console: Console) -> None:
+    from rich.table import Table
+
+    if not one.curve:
+        console.print(f"{one.subject}: too few false alerts in continuous audio for a curve.")
+        return
+    made = Table(title=f"{one.subject}: false alerts a day and stream", title_justify="left", title_style="bold")
+    for name in ("a day", "", "threshold", "recordings heard", "tagged shots", "onset to alert, median"):
+        made.add_column(name, justify="right")
+    for point in one.curve:
+        parts = [(share.part, share.whole) for share in point.recall.values()]
+        heard, whole = sum(p for p, _ in parts), sum(w for _, w in parts)
+        made.add_row(
+            f"{point.false_alerts_per_day:.3g}",
+            f"extrapolated {point.extrapolation:.2g} times" if point.extrapolation > 1.005 else "counted",
+            f"{point.threshold:.6f}",
+            f"{100 * heard / whole:.1f} %" if whole else "",
+            _percent(point.shots),
+            _milliseconds(point.latencies_seconds, 0.5),
+        )
+    console.print(made)
+    hours = one.curve[0].audio_hours
+    console.print(
+        f"{hours:.2f} h of audio can show {24 / hours:.0f} false alerts a day and more; what is rarer continues the "
+        "tail of the scores and is a guess, better checked on the sensors' own audio."
+    )
+
+
+def _percent(share: Share | None) -> str:
+    if share is None or not share.whole:
+        return ""
+    low, high = share.interval()
+    return f"{100 * share.value:.1f} % of {share.whole} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def _absolute(values: Sequence[float]) -> list[float]:
+    return [abs(value) for value in values]
+
+
+def _milliseconds(values: Sequence[float], quantile: float) -> str:
+    import numpy as np
+
+    return f"{1000 * float(np.quantile(np.asarray(values), quantile)):.0f} ms" if len(values) else ""
+
+
+class _progress:
+    """A bar on standard error: what is being done, how far, how long still."""
+
+    def __enter__(self) -> Callable[[str, int, int], None]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(file=sys.stderr),
+            refresh_per_second=2,
+        )
+        self._bar.start()
+        self._tasks: dict[str, int] = {}
+        return self._tell
+
+    def _tell(self, what: str, done: int, whole: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = int(self._bar.add_task(what, total=whole))
+        self._bar.update(self._tasks[what], completed=done, total=whole)  # type: ignore[arg-type]
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
