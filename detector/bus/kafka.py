@@ -8,6 +8,7 @@ large as a default broker takes, since the library's 16 KiB hold no chunk; topic
 
 from __future__ import annotations
 
+import itertools
 import logging
 import ssl
 import threading
@@ -48,6 +49,7 @@ _CLOSE_SECONDS = 5.0
 _CALLBACK_LOOK_SECONDS = 0.002
 _HEARTBEAT_MS = 500  # also how soon a member learns of a rebalance
 _NEVER_MS = 2**31 - 1
+_TRANSACTION_SECONDS = 10.0  # of a member that died: so long readers wait for its half transaction, at the most
 _RECORD_OVERHEAD_BYTES = 64
 _TOPIC_EXISTS = errors.TopicAlreadyExistsError.errno
 
@@ -117,7 +119,7 @@ def _transactional_needs(transactional_id: str | None) -> str:
 
 
 def _headers(pairs: Iterable[tuple[str, bytes | None]]) -> Headers:
-    return tuple((name, value or b"") for name, value in pairs)
+    return tuple([(name, value or b"") for name, value in pairs])  # a list first: this runs for each chunk
 
 
 def _theirs(partition: TopicPartition) -> Any:
@@ -267,8 +269,11 @@ class KafkaProducer:
             "allow_auto_create_topics": False,
         }
         self._pending_bytes = 0
-        self._changed = threading.Condition()  # guards _pending_bytes and _refused, shared with the library's thread
+        self._changed = threading.Condition()  # guards all down to _broken, shared with the library's thread
+        self._unstored: dict[int, tuple[tuple[Any, ...], int]] = {}  # by number: record and its bytes, as sent
         self._refused: BusError | ConfigError | None = None
+        self._broken: BusUnavailable | None = None  # why this client's records have to be sent by another one
+        self._numbers = itertools.count()
         self._waiting: list[tuple[Any, ...]] = []  # a transaction's records
         self._closed = False
         self._client = self._connect()
@@ -279,7 +284,7 @@ class KafkaProducer:
             config = {
                 **config,
                 "transactional_id": self._transactional_id,
-                "transaction_timeout_ms": int(max(self._settings.request_timeout_seconds, 10.0) * 1000),
+                "transaction_timeout_ms": int(_TRANSACTION_SECONDS * 1000),
                 "max_block_ms": int(self._settings.request_timeout_seconds * 1000),
             }
         with _connecting("connecting a producer", self._config, _transactional_needs(self._transactional_id)):
@@ -317,15 +322,45 @@ class KafkaProducer:
             self._waiting.append(record)
             return
         try:
+            self._hand_over(next(self._numbers), record, size_bytes)
+        except BaseException:
+            self._release(size_bytes)
+            raise
+
+    def _hand_over(self, number: int, record: tuple[Any, ...], size_bytes: int) -> None:
+        if self._broken is not None:
+            self._renew()
+        topic = record[0]
+        try:
             with _kafka_errors(f"sending to {topic}", f"WRITE on topic {topic}"):
                 future = self._client.send(*record)
-        except BaseException as error:
-            self._release(size_bytes)
-            if isinstance(error, (ValueError, TypeError)):
-                raise BusError(f"The record for {topic} can't be sent: {error}") from error
+        except BusUnavailable as error:
+            if not isinstance(error.__cause__, errors.KafkaTimeoutError):
+                self._broken = error  # this client will never send again
             raise
-        future.add_callback(lambda _: self._release(size_bytes))
-        future.add_errback(lambda error: self._give_up(size_bytes, topic, error))
+        except (ValueError, TypeError) as error:
+            raise BusError(f"The record for {topic} can't be sent: {error}") from error
+        client = self._client
+        with self._changed:
+            self._unstored[number] = (record, size_bytes)
+        future.add_callback(lambda _: self._stored(number))
+        future.add_errback(lambda error: self._give_up(client, number, error))
+
+    def _renew(self) -> None:
+        """The client has failed for good or refused a record: send what is not stored, in order, by a new one.
+
+        What the old client had sent and not heard of may be stored twice."""
+        old, self._client = self._client, self._connect()
+        _end(old)
+        with self._changed:
+            why, self._broken = self._broken, None
+            unstored = list(self._unstored.items())
+        try:
+            for number, (record, size_bytes) in unstored:
+                self._hand_over(number, record, size_bytes)
+        except BusError:
+            self._broken = self._broken or why
+            raise
 
     def _reserve(self, size_bytes: int) -> None:
         with self._changed:
@@ -347,16 +382,31 @@ class KafkaProducer:
             self._pending_bytes -= size_bytes
             self._changed.notify_all()
 
-    def _give_up(self, size_bytes: int, topic: str, error: BaseException) -> None:
-        """On the library's thread: a record was refused for good. The next ``flush`` says so."""
+    def _stored(self, number: int) -> None:
         with self._changed:
-            self._refused = self._refused or _translated(error, f"sending to {topic}", f"WRITE on topic {topic}")
-        self._release(size_bytes)
+            _, size_bytes = self._unstored.pop(number, (None, 0))
+            self._pending_bytes -= size_bytes
+            self._changed.notify_all()
+
+    def _give_up(self, client: Any, number: int, error: BaseException) -> None:
+        """On the library's thread, which has dropped the record. Keep it, unless no client could ever send it."""
+        with self._changed:
+            if client is not self._client or number not in self._unstored:
+                return
+            topic = self._unstored[number][0][0]
+            refusal = _translated(error, f"sending to {topic}", f"WRITE on topic {topic}")
+            if isinstance(refusal, (BusUnavailable, CommitFenced)):  # fenced: only by a broker that forgot this client
+                self._broken = self._broken or BusUnavailable(str(refusal))
+                return
+            self._refused = self._refused or refusal
+        self._stored(number)
 
     def flush(self, timeout_seconds: float = 30.0) -> None:
         self._check_open()
         if self._transactional_id is not None:
             return
+        if self._broken is not None:
+            self._renew()
         try:
             self._client.flush(timeout_seconds)
         except errors.KafkaTimeoutError as error:
@@ -365,7 +415,7 @@ class KafkaProducer:
                 "of bus.kafka.bootstrap_servers run and can be reached."
             ) from error
         with self._changed:
-            refused, self._refused = self._refused, None
+            refused, self._refused = self._refused or self._broken, None
         if refused is not None:
             raise refused
 
@@ -579,8 +629,9 @@ class KafkaConsumer:
                 raise _translated(error, "reading", self._needs) from error
             self._raise_callback_error()
             records = [self._record(record) for batch in answer.values() for record in batch]
-            for record in records:
-                self._positions[record.topic_partition] = record.offset + 1
+            for partition, batch in answer.items():
+                if batch:
+                    self._positions[_ours(partition)] = batch[-1].offset + 1
             if records or time.monotonic() >= deadline:
                 return records
 
@@ -683,7 +734,11 @@ class KafkaConsumer:
 
     def position(self, partition: TopicPartition) -> int:
         self._check_assigned(partition)
-        return self._positions[partition]
+        state = self._client._subscription.assignment.get(_theirs(partition))
+        if state is None or state.position is None:
+            return self._positions[partition]
+        # The library's also passes what holds no records for us: marks and remains of transactions.
+        return max(self._positions[partition], int(state.position.offset))
 
     def committed(self, partition: TopicPartition) -> Commit | None:
         self._check_open()
@@ -724,6 +779,14 @@ class KafkaConsumer:
     def end_offset(self, partition: TopicPartition) -> int:
         self._check_open()
         return self._bounds([partition])[partition][1]
+
+    def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        self._check_open()
+        theirs = [_theirs(p) for p in partitions]
+        if not theirs:
+            return {}
+        with _kafka_errors("asking for offsets"):
+            return {_ours(p): int(end) for p, end in self._client.end_offsets(theirs).items()}
 
     def offset_at(self, partition: TopicPartition, timestamp_ms: int) -> int | None:
         self._check_open()

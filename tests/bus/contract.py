@@ -429,6 +429,18 @@ class BusContract:
         assert consumer.committed(TopicPartition(name, 0)) == Commit(3, "three")
         assert sorted(values_of(read(watcher, 4))) == [b"0", b"1", b"2", b"3"]
 
+    def test_a_reader_of_transactions_gets_to_the_end(self, bus: Bus, name: str) -> None:
+        bus.create_topics({name: TopicSettings(partitions=1)})
+        consumer, producer = bus.consumer([name], None), bus.producer(transactional_id=name)
+        partition = TopicPartition(name, 0)
+        for value in (b"x", b"y"):
+            producer.send(name, None, value)
+            producer.commit(consumer, {})
+        assert values_of(read(consumer, 2)) == [b"x", b"y"]
+        until(lambda: not consumer.poll(0.05) and consumer.position(partition) == consumer.end_offset(partition), "end")
+        consumer.seek(partition, 0)
+        assert consumer.position(partition) == 0
+
     def test_an_aborted_transaction_leaves_nothing(self, bus: Bus, name: str) -> None:
         bus.create_topics({name: TopicSettings(partitions=1), f"{name}.out": TopicSettings(partitions=1)})
         consumer, producer = bus.consumer([name], name), bus.producer(transactional_id=name)
