@@ -98,6 +98,10 @@ class Consumer(Protocol):
         """Offset the next produced record will get."""
         ...
 
+    def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """``end_offset`` of each, with one question to the bus."""
+        ...
+
     def offset_at(self, partition: TopicPartition, timestamp_ms: int) -> int | None:
         """First offset whose record was produced at or after ``timestamp_ms``; None if there is none."""
         ...

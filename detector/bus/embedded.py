@@ -826,6 +826,10 @@ class EmbeddedConsumer:
         self._check_open()
         return self._bounds(partition)[1]
 
+    def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        self._check_open()
+        return {partition: self._bounds(partition)[1] for partition in partitions}
+
     def offset_at(self, partition: TopicPartition, timestamp_ms: int) -> int | None:
         self._check_open()
         log = self._log(partition)
