@@ -182,7 +182,7 @@ def test_the_command_hears_the_built_in_model_and_says_what_it_found(audio_folde
 def test_what_is_missing_is_named(tmp_path, audio_folder):
     result = CliRunner().invoke(main, ["evaluate-audio", "--data-dir", str(tmp_path / "nowhere"), "--no-peers"])
     assert result.exit_code == 78
-    assert "index.csv is missing" in result.output
+    assert ".csv is missing: set DATA_DIR" in result.output
     result = CliRunner().invoke(main, ["evaluate-audio", "--data-dir", str(audio_folder), "--set", "moon"])
     assert result.exit_code == 78
     assert "there are ambient, street" in result.output
