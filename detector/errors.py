@@ -8,6 +8,7 @@ GunfireError
 ├── SourceError          a device or address that can't be opened, or went away (producers)
 ├── ModelError           a checkpoint or package that is damaged, foreign or does not fit
 ├── DataError            features, labels or lists to train or evaluate on that can't be used (trainer)
+├── TrainingError        training whose loss or gradients are no numbers (trainer)
 └── BusError
     ├── BusUnavailable   for now; trying again may help
     │   └── BusMissing   there is no bus file yet, and reading makes none
@@ -59,6 +60,10 @@ class ModelError(GunfireError):
 
 class DataError(GunfireError):
     """Features, labels or lists to train or evaluate on can't be used."""
+
+
+class TrainingError(GunfireError):
+    """Training can't go on: its loss or gradients are no numbers."""
 
 
 class BusError(GunfireError):
