@@ -29,6 +29,7 @@ WIRE_VERSION = 1
 SCHEMA_ID = "urn:gunfire-detector:schema:alert:1"
 EVENT_TYPE_PREFIX = "gunfire.alert."  # followed by the state
 CONTENT_TYPE = "application/json"
+SERVED_HEADER = "ce_served"  # which model and settings decided, as `Pipeline.served` says; not in the schema
 SCORE_DIGITS = 6
 _SAMPLE_NS = 1_000_000_000 // RATE_HZ  # 62,500, exact
 

@@ -28,9 +28,10 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from detector import alert as alert_wire
+from detector import deadletters
 from detector.batcher import Batcher
 from detector.bus import open_bus
-from detector.bus.base import Bus, Commit, Consumer, Headers, Producer, Record, TopicPartition, TopicSettings
+from detector.bus.base import Bus, Commit, Consumer, Producer, Record, TopicPartition, TopicSettings
 from detector.chunk import CHUNK_SAMPLES, decode
 from detector.config import Settings, TopicsSettings
 from detector.console.server import ConsoleServer
@@ -254,7 +255,8 @@ class Session:
     def _reject(self, record: Record, error: ChunkError) -> None:
         self._metrics.rejected.labels(error.reason).inc()
         log.warning("Rejected %s[%d]@%d (%s): %s", record.topic, record.partition, record.offset, error.reason, error)
-        self._producer.send(self._topics.deadletter, record.key, record.value, _deadletter_headers(record, error))
+        headers = deadletters.headers_of(record, error, int(self._wall() * 1e9))
+        self._producer.send(self._topics.deadletter, record.key, record.value, headers)
         self._metrics.deadletters.inc()
         self._unsaid += 1
         self._unsaid_bytes += len(record.value)
@@ -272,6 +274,7 @@ class Session:
                     log.exception("An alert could not be published")
                     self._metrics.alerts.labels("failed").inc()
                     continue
+                headers = (*headers, (alert_wire.SERVED_HEADER, self._pipeline.served.encode()))
                 self._producer.send(self._topics.alerts, key, value, headers)
                 self._unsaid += 1
                 self._unsaid_bytes += len(value)
@@ -357,17 +360,6 @@ class Session:
             for partition in self._consumer.assignment():
                 behind = self._consumer.end_offset(partition) - self._consumer.position(partition)
                 m.lag.labels(str(partition.partition)).set(behind)
-
-
-def _deadletter_headers(record: Record, error: ChunkError) -> Headers:
-    return (
-        *record.headers,
-        ("deadletter_reason", error.reason.encode()),
-        ("deadletter_message", str(error).encode("utf-8", "replace")[:1000]),
-        ("deadletter_topic", record.topic.encode()),
-        ("deadletter_partition", b"%d" % record.partition),
-        ("deadletter_offset", b"%d" % record.offset),
-    )
 
 
 class Daemon:
