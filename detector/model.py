@@ -393,7 +393,7 @@ def load_model(name_or_path: str | Path, *, store: Path | None = None, threads: 
     """
     folder = _package_folder(name_or_path)
     manifest, text = _read_manifest(folder / MANIFEST_NAME)
-    _configure_tensorflow(threads)
+    configure_tensorflow(threads)
     files: list[tuple[str, str]] = [(MANIFEST_NAME, hashlib.sha256(text).hexdigest())]
 
     def verified(file: str, sha256: str | None, from_store: bool) -> Path:
@@ -598,7 +598,7 @@ def _fitting_classifier(manifest: Manifest) -> classifiers.Classifier:
     return classifiers.build_classifier(section.kind, params)
 
 
-def _configure_tensorflow(threads: int) -> None:
+def configure_tensorflow(threads: int = 0) -> None:
     """Float32 stays float32 (no TF32), GPU memory is taken as needed, and ``threads`` counts where it still can."""
     import tensorflow as tf
 

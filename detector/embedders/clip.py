@@ -51,7 +51,10 @@ class ClipEmbedder:
 
     def embed(self, x: npt.NDArray[np.floating]) -> EmbeddedClip:
         """``(n,)`` samples in [-1, 1] at 16 kHz. AudioError below 240 samples; below 15,600 there is no example."""
-        examples = log_mel_examples(x).astype(np.float32)
+        return self.embed_examples(log_mel_examples(x).astype(np.float32))
+
+    def embed_examples(self, examples: npt.NDArray[np.float32]) -> EmbeddedClip:
+        """``(E, 96, 64)`` log-mel examples of one clip. No other clip shares its batches, so it always gives its bits."""
         parts = [self._network(tf.constant(part)).numpy() for part in _batches(examples)]
         embeddings = np.concatenate(parts) if parts else np.zeros((0, EMBEDDING_SIZE), np.float32)
         return EmbeddedClip(examples, embeddings, None if self._pca is None else quantise(embeddings, self._pca))
