@@ -1,6 +1,6 @@
 # A newcomer needs two: `make demo` and `make test`. Both set up what they need first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test golden check bench bench-kafka format schemas clean
+.PHONY: help setup demo test golden check bench bench-kafka kafka-up kafka-down format schemas clean
 SHELL := /bin/sh
 PY := .venv/bin/python
 
@@ -48,6 +48,12 @@ bench: setup  ## Measure, one figure after the other (BENCH=bench_bus for one)
 
 bench-kafka: setup  ## Measure throughput with a Kafka broker of its own on this machine (needs Java)
 	PYTHONPATH=. $(PY) tests/benchmarks/bench_kafka.py $(ARGS)
+
+kafka-up: setup  ## Start Kafka on this machine for trials (NODES=3, SECURE=1); prints settings and what comes next
+	@$(PY) deploy/kafka/broker.py start --data var/kafka --nodes $(or $(NODES),1) $(if $(SECURE),--secure) $(ARGS)
+
+kafka-down:  ## Stop it; the data stays in var/kafka (ARGS=--wipe removes it)
+	@$(or $(wildcard $(PY)),python3) deploy/kafka/broker.py stop --data var/kafka $(ARGS)
 
 format: setup  ## Put the source in its one form
 	$(PY) -m ruff check --fix .
