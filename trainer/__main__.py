@@ -6,8 +6,10 @@ import click
 
 from detector.cli import CONTEXT, ErrorGroup
 from trainer.commands_audio import evaluate_audio_command
+from trainer.commands_embed import embed_command
 from trainer.commands_evaluate import evaluate_command
 from trainer.commands_labels import ontology_command
+from trainer.commands_train import train_command
 from trainer.compact.commands import compact
 
 
@@ -17,6 +19,8 @@ def main() -> None:
 
 
 main.add_command(compact)
+main.add_command(train_command)
+main.add_command(embed_command)
 main.add_command(evaluate_command)
 main.add_command(ontology_command)
 main.add_command(evaluate_audio_command)
