@@ -18,7 +18,7 @@ from detector.errors import ModelError
 if TYPE_CHECKING:
     import tensorflow as tf
 
-KINDS = ("lstm", "logistic", "moe", "frame_logistic", "dbof")
+KINDS = ("lstm", "attention_lstm", "logistic", "moe", "frame_logistic", "dbof")
 
 
 class Classifier(Protocol):
@@ -76,6 +76,10 @@ def build_classifier(kind: str, params: Mapping[str, Any], *, seed: int = 0) -> 
         from detector.classifiers.lstm import LstmConfig, LstmModel
 
         return LstmModel(LstmConfig.from_params(params), seed=seed)
+    if kind == "attention_lstm":
+        from detector.classifiers.attention_lstm import AttentionLstmConfig, AttentionLstmModel
+
+        return AttentionLstmModel(config_from(AttentionLstmConfig, params, "Attention-LSTM"), seed=seed)
     if kind == "logistic":
         from detector.classifiers.logistic import LogisticConfig, LogisticModel
 

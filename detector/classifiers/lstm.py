@@ -84,15 +84,8 @@ class LstmModel(PoolingClassifier):
         ``cells`` from 64 on and up to 64 rows.
         """
         h = tf.transpose(unit_rows(without_padding(x, num_frames)), (1, 0, 2))  # (T, B, D)
-        steps = h.shape[0]
-        unrolled = (
-            training
-            and self.config.cells >= _MIN_UNROLLED_CELLS
-            and steps is not None
-            and 1 <= steps <= _MAX_UNROLLED_ROWS
-        )
         for kernel, bias in self._layers:
-            h = _unrolled_lstm_layer(h, kernel, bias, mixed_precision) if unrolled else _lstm_layer(h, kernel, bias)
+            h = lstm_layer(h, kernel, bias, training=training, mixed_precision=mixed_precision)
         last = tf.maximum(num_frames - 1, 0)
         state = tf.gather_nd(h, tf.stack([last, tf.range(tf.shape(h)[1])], axis=1))  # (B, cells)
         return state * tf.cast(num_frames > 0, tf.float32)[:, None]
@@ -106,11 +99,22 @@ class LstmModel(PoolingClassifier):
         return named
 
 
-def _lstm_layer(x: tf.Tensor, kernel: tf.Variable, bias: tf.Variable) -> tf.Tensor:
-    """``(T, B, D)`` -> ``(T, B, cells)``: every step's output, from a zero state, in one fused operation.
+def lstm_layer(
+    x: tf.Tensor, kernel: tf.Variable, bias: tf.Variable, *, training: bool = False, mixed_precision: bool = False
+) -> tf.Tensor:
+    """``(T, B, D)`` -> ``(T, B, cells)``: every step's output, from a zero state, as ``BasicLSTMCell`` gives it.
 
-    Causal, so a shorter sequence's result is among the steps: no masking of the state is needed.
+    Causal, so a shorter sequence's result is among the steps: no masking of the state is needed. ``training`` only
+    picks the faster way to the same values; ``mixed_precision`` counts only with it, where it unrolls.
     """
+    steps, cells = x.shape[0], bias.shape[0] // 4
+    if training and cells >= _MIN_UNROLLED_CELLS and steps is not None and 1 <= steps <= _MAX_UNROLLED_ROWS:
+        return _unrolled_lstm_layer(x, kernel, bias, mixed_precision)
+    return _fused_lstm_layer(x, kernel, bias)
+
+
+def _fused_lstm_layer(x: tf.Tensor, kernel: tf.Variable, bias: tf.Variable) -> tf.Tensor:
+    """In one operation."""
     cells = bias.shape[0] // 4
     zero_state = tf.zeros((tf.shape(x)[1], cells))
     unused = tf.zeros((cells,))  # peepholes
@@ -131,7 +135,7 @@ def _lstm_layer(x: tf.Tensor, kernel: tf.Variable, bias: tf.Variable) -> tf.Tens
 
 
 def _unrolled_lstm_layer(x: tf.Tensor, kernel: tf.Variable, bias: tf.Variable, mixed_precision: bool) -> tf.Tensor:
-    """As ``_lstm_layer`` for a known T, with its gradient written out.
+    """As ``_fused_lstm_layer`` for a known T, with its gradient written out.
 
     Products with the input, and those that give the kernel's gradient, are taken over all steps at once; those with
     the zero state before the first step are left out.

@@ -47,3 +47,11 @@ def check_flags(config: object, names: tuple[str, ...], what: str) -> None:
         value = getattr(config, name)
         if type(value) is not bool:
             raise ModelError(f"{what} parameter {name} is {value!r}; true or false is needed.")
+
+
+def check_shares(config: object, names: tuple[str, ...], what: str) -> None:
+    """ModelError unless each of these attributes is a number from 0 to below 1."""
+    for name in names:
+        value = getattr(config, name)
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise ModelError(f"{what} parameter {name} is {value!r}; a number from 0 to below 1 is needed.")

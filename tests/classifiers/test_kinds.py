@@ -19,6 +19,7 @@ from detector.model import load_model, save_package
 
 SMALL: dict[str, dict[str, Any]] = {
     "lstm": {"cells": 12, "layers": 2},
+    "attention_lstm": {"dense": 24, "cells": 12},
     "logistic": {},
     "moe": {"mixtures": 3},
     "frame_logistic": {},
@@ -69,7 +70,7 @@ def test_a_package_of_each_kind_loads_tests_itself_and_classifies(kind: str, tmp
     np.testing.assert_array_equal(model.classify(x, num_frames), scores)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "logistic", "moe", "dbof"])
+@pytest.mark.parametrize("kind", ["lstm", "attention_lstm", "logistic", "moe", "dbof"])
 def test_padding_has_no_effect_not_even_nan(kind: str) -> None:
     classifier = build_classifier(kind, {**SMALL[kind], "classes": 4}, seed=3)
     x, num_frames = windows(5), np.array([1, 2, 4, 7, 10], np.int32)
