@@ -228,6 +228,18 @@ class TopicsSettings(_Section):
         description="Age at which audio is dropped. A chunk is 30,720 bytes, 0.96 s of one stream.",
     )
     alerts_retention_seconds: float = Field(default=604_800.0, ge=1, description="Age at which alerts are dropped.")
+    max_message_bytes: int = Field(
+        default=1_048_588,
+        ge=65_536,
+        le=16 << 20,
+        description="Largest batch of records that a broker takes (Kafka only); at least bus.kafka.batch_size_bytes.",
+    )
+    min_insync_replicas: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="Copies that must have a record before it counts as stored (Kafka only); null = the brokers' own.",
+    )
 
 
 class ModelSettings(_Section):
@@ -322,6 +334,13 @@ class DaemonSettings(_Section):
         ge=1,
         le=1_000_000,
         description="Most streams with state; a chunk of one more is refused, and dead-lettered.",
+    )
+    max_lag_seconds: float | None = Field(
+        default=None, ge=1, le=86_400, description="Lag from which the detector counts as overloaded; null = never."
+    )
+    overload: Literal["process_all", "skip_to_latest"] = Field(
+        default="process_all",
+        description="What to do then. process_all: warn, and go on late. skip_to_latest: leave out what is waiting.",
     )
 
 
@@ -428,6 +447,17 @@ def _contradictions(s: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
                 (f"topics.{a}", f"topics.{b}"),
                 f"both are {_shown(getattr(topics, a))}; each topic has a name of its own",
             )
+    if topics.min_insync_replicas is not None and topics.min_insync_replicas > topics.replication_factor:
+        yield (
+            ("topics.min_insync_replicas", "topics.replication_factor"),
+            f"{topics.min_insync_replicas} is over {topics.replication_factor}; every write would be refused. At most "
+            "replication_factor",
+        )
+    if s.daemon.overload == "skip_to_latest" and s.daemon.max_lag_seconds is None:
+        yield (
+            ("daemon.overload", "daemon.max_lag_seconds"),
+            "skip_to_latest without a max_lag_seconds; say from which lag on audio is left out",
+        )
     if s.daemon.delivery == "exactly_once" and s.daemon.commit_interval_seconds > 30:
         yield (
             ("daemon.commit_interval_seconds", "daemon.delivery"),
@@ -444,6 +474,12 @@ def _contradictions(s: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
             )
         return
     yield from _kafka_contradictions(kafka)
+    if kafka.batch_size_bytes > topics.max_message_bytes:
+        yield (
+            ("bus.kafka.batch_size_bytes", "topics.max_message_bytes"),
+            f"{kafka.batch_size_bytes} is over {topics.max_message_bytes}; a full batch would never be taken. At most "
+            "max_message_bytes",
+        )
     if s.daemon.drain_seconds > kafka.max_poll_interval_seconds:
         yield (
             ("daemon.drain_seconds", "bus.kafka.max_poll_interval_seconds"),

@@ -11,10 +11,10 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import os
 import random
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -27,13 +27,14 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from detector import abandoned, deadletters
 from detector import alert as alert_wire
-from detector import deadletters
+from detector.alert import Alert
 from detector.batcher import Batcher
 from detector.bus import open_bus
-from detector.bus.base import Bus, Commit, Consumer, Producer, Record, TopicPartition, TopicSettings
-from detector.chunk import CHUNK_SAMPLES, decode
-from detector.config import Settings, TopicsSettings
+from detector.bus.base import Bus, Commit, Consumer, Headers, Producer, Record, TopicPartition
+from detector.chunk import CHUNK_SAMPLES, CHUNK_SECONDS, decode
+from detector.config import Settings
 from detector.console.server import ConsoleServer
 from detector.embedders.params import CARRY_SAMPLES
 from detector.errors import AlertError, BusError, BusUnavailable, ChunkError, CommitFenced
@@ -42,6 +43,7 @@ from detector.model import Model, load_model
 from detector.operating_point import choose_threshold
 from detector.pipeline import Account, Emitted, Pipeline, Rebuild, pipeline_for
 from detector.stream import Arrival
+from detector.topics import tell_findings, topic_settings
 
 log = logging.getLogger(__name__)
 
@@ -50,29 +52,16 @@ _POLL_SECONDS = 0.2
 _GAUGE_SECONDS = 1.0
 _IDLE_SWEEP_SECONDS, _BUSY_SWEEP_SECONDS = 1.0, 5.0
 _LIVE_SECONDS = 30.0
+_LATE_WARNING_SECONDS = 30.0
+_FIRST_BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS, _STEADY_SECONDS = 0.5, 15.0, 30.0
+_REJECTION_SECONDS = 10.0
+_STREAMS_A_LINE = 20
 _FULL_BYTES = 4 << 20
 _METADATA_VERSION = 2
 # Examples begin at multiples of half a chunk, less the carry-over: an index says as much as a sample, in less room.
 _STEP_SAMPLES = CHUNK_SAMPLES // 2
 _ENTRY_BYTES = 6 + 5
 _MAX_ENTRIES = (MAX_METADATA_BYTES - 200) * 3 // 4 // _ENTRY_BYTES
-
-
-def topic_settings(topics: TopicsSettings) -> dict[str, TopicSettings]:
-    """How the detector's topics are created where they do not exist."""
-
-    def one(retention_seconds: float) -> TopicSettings:
-        return TopicSettings(
-            partitions=topics.partitions,
-            replication_factor=topics.replication_factor,
-            retention_seconds=retention_seconds,
-        )
-
-    return {
-        topics.chunks: one(topics.chunks_retention_seconds),
-        topics.alerts: one(topics.alerts_retention_seconds),
-        topics.deadletter: one(topics.alerts_retention_seconds),
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +118,57 @@ class Position:
             return None
 
 
+class Backoff:
+    """How long to wait before the next session: longer after each failure, by chance so that many detectors don't come
+    back at once, and short again once a session held for a while."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    def seconds(self, lasted_seconds: float) -> float:
+        """After a session that lasted so long."""
+        if lasted_seconds >= _STEADY_SECONDS:
+            self._failures = 0
+        longest = min(_MOST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2.0**self._failures)
+        self._failures = min(self._failures + 1, 16)
+        return random.uniform(0.2, 1.0) * longest
+
+
+class RejectionLog:
+    """One warning for each reason in 10 s; the next says how many were left out. A flood of junk floods no log."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._next: dict[str, float] = {}
+        self._left_out: Counter[str] = Counter()
+
+    def tell(self, record: Record, error: ChunkError) -> None:
+        now = self._clock()
+        if now < self._next.get(error.reason, now):
+            self._left_out[error.reason] += 1
+            return
+        self._next[error.reason] = now + _REJECTION_SECONDS
+        more = self._left_out.pop(error.reason, 0)
+        log.warning(
+            "Rejected %s[%d]@%d (%s): %s%s", record.topic, record.partition, record.offset, error.reason, error,
+            f" ({more} more of this kind before it.)" if more else "",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Abandoned:
+    """What another model or other settings left in a partition that we were given."""
+
+    since_ms: int
+    streams: frozenset[bytes] | None  # as in ``abandoned.find_open``
+
+
 class Session:
     """One membership of the group: from joining to the first failure or the end. Not thread-safe.
 
     Args:
+        member: this process's name, for its transactions: the same in all its sessions and in no other process.
+            Default: one of its own.
         publish_clock: wall clock in seconds, for latency and for noticing idle streams; nothing else depends on it.
     """
 
@@ -143,14 +179,18 @@ class Session:
         pipeline: Pipeline,
         metrics: Metrics,
         *,
+        member: str | None = None,
         publish_clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         daemon = settings.daemon
+        self._bus = bus
         self._topics = settings.topics
         self._rebuild_max_ms = int(daemon.rebuild_max_seconds * 1000)
         self._commit_interval_seconds = daemon.commit_interval_seconds
         self._max_records = daemon.poll_max_records
+        self._max_lag_seconds = daemon.max_lag_seconds
+        self._skips = daemon.overload == "skip_to_latest"
         self._pipeline = pipeline
         self._metrics = metrics
         self._wall = publish_clock
@@ -161,17 +201,23 @@ class Session:
         self._positions: dict[TopicPartition, int] = {}  # processed, not committed
         self._assignments: Counter[TopicPartition] = Counter()  # how often each was taken away
         self._unsaid = self._unsaid_bytes = 0  # sent since the last commit
+        self._oldest_ms: dict[TopicPartition, int] = {}  # of the records read last
+        self._abandoned: dict[TopicPartition, _Abandoned] = {}
+        self._rejections = RejectionLog(monotonic)
         self._last_commit = self._last_gauges = self._last_sweep = monotonic()
-        exactly_once = daemon.delivery == "exactly_once"
-        member = settings.bus.kafka.group_instance_id if settings.bus.kind == "kafka" else None
-        transactional_id = f"{daemon.group}.{member or os.uname().nodename + '.' + str(os.getpid())}"
-        self._producer: Producer = bus.producer(transactional_id=transactional_id if exactly_once else None)
+        self._next_late_warning = monotonic()
+        self._exactly_once = daemon.delivery == "exactly_once"
+        static = settings.bus.kafka.group_instance_id if settings.bus.kind == "kafka" else None
+        # Under a static name a restarted detector ends at once what it left half done. Else by chance: two containers
+        # may have the same host name and process id, and would fence each other for ever.
+        transactional_id = f"{daemon.group}.{static or member or uuid.uuid4().hex}"
+        self._producer: Producer = bus.producer(transactional_id=transactional_id if self._exactly_once else None)
         try:
             self._consumer: Consumer = bus.consumer(
                 [self._topics.chunks],
                 daemon.group,
                 start="earliest",
-                member_id=member,
+                member_id=static,
                 on_assigned=self._assigned,
                 on_revoked=self._revoked,
             )
@@ -183,6 +229,8 @@ class Session:
         """Gather a batch, run it, publish, commit when due. Return the number of records read."""
         gathered = self._batcher.gather(self._poll, _POLL_SECONDS, self._max_records)
         mine = self._consumer.assignment()
+        if gathered:
+            self._oldest_ms.clear()
         for assignment, record in gathered:
             partition = record.topic_partition
             # One taken away meanwhile is its new owner's, even if that is us again: it will be read again.
@@ -193,13 +241,17 @@ class Session:
                 self._publish(self._pipeline.run())
                 self.commit()
         self._publish(self._pipeline.run())
+        self._close_abandoned()
         now = self._monotonic()
         if now - self._last_sweep >= (_IDLE_SWEEP_SECONDS if not gathered else _BUSY_SWEEP_SECONDS):
             self._last_sweep = now
             self._forget_idle()
         if self._unsaid or (self._positions and now - self._last_commit >= self._commit_interval_seconds):
             self.commit()
-        self._observe(now)
+        if now - self._last_gauges >= _GAUGE_SECONDS:
+            self._last_gauges = now
+            self._look_at_lag(now)
+        self._observe()
         return len(gathered)
 
     def commit(self) -> None:
@@ -242,6 +294,7 @@ class Session:
         partition = record.topic_partition
         silent = record.offset < self._silent_until.get(partition, 0)
         if not silent:
+            self._oldest_ms[partition] = min(record.timestamp_ms, self._oldest_ms.get(partition, record.timestamp_ms))
             self._metrics.records_in.inc()
             self._positions[partition] = record.offset + 1
         try:
@@ -254,7 +307,7 @@ class Session:
 
     def _reject(self, record: Record, error: ChunkError) -> None:
         self._metrics.rejected.labels(error.reason).inc()
-        log.warning("Rejected %s[%d]@%d (%s): %s", record.topic, record.partition, record.offset, error.reason, error)
+        self._rejections.tell(record, error)
         headers = deadletters.headers_of(record, error, int(self._wall() * 1e9))
         self._producer.send(self._topics.deadletter, record.key, record.value, headers)
         self._metrics.deadletters.inc()
@@ -268,33 +321,100 @@ class Session:
             for one in emitted:
                 latency_seconds = self._wall() - one.capture_end_ns / 1e9
                 alert = replace(one.alert, latency_seconds=round(latency_seconds, 6))
-                try:
-                    key, value, headers = alert_wire.encode(alert)
-                except AlertError:  # a defect of ours; the other streams' alerts must not suffer from it
-                    log.exception("An alert could not be published")
-                    self._metrics.alerts.labels("failed").inc()
-                    continue
-                headers = (*headers, (alert_wire.SERVED_HEADER, self._pipeline.served.encode()))
-                self._producer.send(self._topics.alerts, key, value, headers)
-                self._unsaid += 1
-                self._unsaid_bytes += len(value)
-                self._metrics.alerts.labels(alert.state).inc()
-                if alert.state == "opened":
+                sent = self._send_alert(alert, ((alert_wire.SERVED_HEADER, self._pipeline.served.encode()),))
+                if sent and alert.state == "opened":
                     self._metrics.latency.observe(max(0.0, latency_seconds))
-                log.info(
-                    "Alert %s of %s: %s, score %.3f, onset %s, %d shots", alert.state, alert.stream, alert.label,
-                    alert.peak_score, alert.onset_at, alert.onset_count,
-                )  # fmt: skip
+
+    def _send_alert(self, alert: Alert, more_headers: Headers) -> bool:
+        try:
+            key, value, headers = alert_wire.encode(alert)
+        except AlertError:  # a defect of ours; the other streams' alerts must not suffer from it
+            log.exception("An alert could not be published")
+            self._metrics.alerts.labels("failed").inc()
+            return False
+        self._producer.send(self._topics.alerts, key, value, (*headers, *more_headers))
+        self._unsaid += 1
+        self._unsaid_bytes += len(value)
+        self._metrics.alerts.labels(alert.state).inc()
+        log.info(
+            "Alert %s of %s: %s, score %.3f, onset %s, %d shots", alert.state, alert.stream, alert.label,
+            alert.peak_score, alert.onset_at, alert.onset_count,
+        )  # fmt: skip
+        return True
 
     def _forget_idle(self) -> None:
         """Close the alerts of streams that went silent, and see that the next commit knows of it."""
+        if any(self._is_rebuilding(partition) for partition in self._consumer.assignment()):
+            return  # its position can't be committed with the closings: they would be told again after a restart
         emitted = self._pipeline.forget_idle(self._monotonic())
         self._publish(emitted)
         if emitted:
             for partition in self._consumer.assignment():
-                position = self._consumer.position(partition)
-                if position >= self._silent_until.get(partition, 0):
-                    self._positions.setdefault(partition, position)
+                self._positions.setdefault(partition, self._consumer.position(partition))
+
+    def _is_rebuilding(self, partition: TopicPartition) -> bool:
+        return self._consumer.position(partition) < self._silent_until.get(partition, 0)
+
+    def _close_abandoned(self) -> None:
+        """Close what another model left open, with the first commit after the rebuild. Nothing waits for ``run``."""
+        for partition in [p for p in self._abandoned if not self._is_rebuilding(p)]:
+            left = self._abandoned[partition]
+            found = abandoned.find_open(self._bus, self._topics.alerts, partition, left.since_ms, left.streams)
+            for alert, headers in found:
+                self._send_alert(abandoned.closing(alert), headers)
+            if found:
+                self._positions.setdefault(partition, self._consumer.position(partition))
+            del self._abandoned[partition]
+
+    def _look_at_lag(self, now: float) -> None:
+        """Gauges, and what is to be done about being late. Nothing waits for ``run``."""
+        m = self._metrics
+        m.streams.set(self._pipeline.stream_count)
+        m.open_alerts.set(self._pipeline.open_alert_count)
+        late = {}
+        for partition, end in self._consumer.end_offsets(self._consumer.assignment()).items():
+            behind = max(0, end - self._consumer.position(partition))
+            lag_seconds = self._lag_seconds(partition, behind)
+            m.lag.labels(str(partition.partition)).set(behind)
+            m.lag_seconds.labels(str(partition.partition)).set(lag_seconds)
+            is_late = self._max_lag_seconds is not None and lag_seconds > self._max_lag_seconds
+            if is_late and not self._is_rebuilding(partition):
+                late[partition] = lag_seconds, end
+        if late and self._skips:
+            self._skip(late)
+        elif late and now >= self._next_late_warning:
+            self._next_late_warning = now + _LATE_WARNING_SECONDS
+            log.warning(
+                "Overloaded: %d partitions are late, the worst by %.0f s (daemon.max_lag_seconds is %g). Alerts come "
+                "as much later. Add detectors, or set daemon.overload to skip_to_latest.",
+                len(late), max(seconds for seconds, _ in late.values()), self._max_lag_seconds,
+            )  # fmt: skip
+
+    def _lag_seconds(self, partition: TopicPartition, behind: int) -> float:
+        """How old the audio being read is: by how many chunks of each stream wait, and by the records' times. The
+        lesser of both, as clocks may be wrong and junk is no audio."""
+        oldest_ms = self._oldest_ms.get(partition)
+        if not behind or oldest_ms is None:
+            return 0.0
+        by_count = behind * CHUNK_SECONDS / max(1, self._pipeline.stream_count_of(partition))
+        return max(0.0, min(by_count, self._wall() - oldest_ms / 1000))
+
+    def _skip(self, late: Mapping[TopicPartition, tuple[float, int]]) -> None:
+        """Leave out what waits of these partitions, up to the offset given, and commit that with the closings."""
+        skipped = 0
+        for partition, (lag_seconds, end) in late.items():
+            first = self._consumer.position(partition)
+            self._publish(self._pipeline.skip(partition))
+            self._consumer.seek(partition, end)
+            self._positions[partition] = end
+            self._oldest_ms.pop(partition, None)
+            skipped += end - first
+            log.warning(
+                "%s[%d]: %.0f s late, more than daemon.max_lag_seconds: records %d to %d (%d) are left out unheard.",
+                *partition, lag_seconds, first, end - 1, end - first,
+            )  # fmt: skip
+        self.commit()
+        self._metrics.skipped_records.inc(skipped)
 
     def _assigned(self, consumer: Consumer, partitions: frozenset[TopicPartition]) -> None:
         for partition in sorted(partitions):
@@ -314,11 +434,14 @@ class Session:
             plan = Rebuild(committed.offset, position.since, position.feed_rest)
             if position.served != self._pipeline.served:
                 log.warning(
-                    "%s[%d]: model or decision settings have changed since the last commit. Alerts open then are not "
-                    "gone on with and get no closing event.",
+                    "%s[%d]: model or decision settings have changed since the last commit. Alerts open then are "
+                    "closed (model_changed).",
                     *partition,
                 )
                 plan = Rebuild(committed.offset, {})
+                if position.since or position.feed_rest:
+                    streams = None if position.feed_rest else frozenset(position.since)
+                    self._abandoned[partition] = _Abandoned(position.at_ms - self._rebuild_max_ms, streams)
             self._pipeline.rebuild(partition, plan)
             log.info("%s[%d]: rebuilding from %d, new from %d.", *partition, start, committed.offset)
 
@@ -326,6 +449,8 @@ class Session:
         try:
             self.commit()
         except CommitFenced as e:
+            if self._exactly_once:  # what waits to be sent is theirs too: begin anew from what is committed
+                raise
             log.info("Partitions were taken over before their last commit; the new owner reads on from there: %s", e)
         finally:
             for partition in partitions:
@@ -333,8 +458,10 @@ class Session:
                 self._positions.pop(partition, None)
                 self._assignments[partition] += 1
                 self._silent_until.pop(partition, None)
+                self._abandoned.pop(partition, None)
+                self._oldest_ms.pop(partition, None)
 
-    def _observe(self, now: float) -> None:
+    def _observe(self) -> None:
         m, account, told = self._metrics, self._pipeline.account, self._told
         for counter, value, before in (
             (m.chunks_in, account.accepted, told.accepted),
@@ -351,15 +478,16 @@ class Session:
         for size in account.batches:
             m.batch.observe(size)
         account.batches.clear()
-        self._told = replace(account, batches=[], resets=account.resets.copy())
+        if account.skipped:
+            m.skipped.inc(sum(account.skipped.values()))
+            names = [
+                f"{stream} {n} chunks ({n * CHUNK_SECONDS:.1f} s)" for stream, n in sorted(account.skipped.items())
+            ]
+            for first in range(0, len(names), _STREAMS_A_LINE):
+                log.warning("Lost coverage, not heard: %s.", ", ".join(names[first : first + _STREAMS_A_LINE]))
+            account.skipped.clear()
+        self._told = replace(account, batches=[], resets=account.resets.copy(), skipped=Counter())
         m.in_progress.set(self._pipeline.examples_in_progress)
-        if now - self._last_gauges >= _GAUGE_SECONDS:
-            self._last_gauges = now
-            m.streams.set(self._pipeline.stream_count)
-            m.open_alerts.set(self._pipeline.open_alert_count)
-            for partition in self._consumer.assignment():
-                behind = self._consumer.end_offset(partition) - self._consumer.position(partition)
-                m.lag.labels(str(partition.partition)).set(behind)
 
 
 class Daemon:
@@ -371,12 +499,15 @@ class Daemon:
 
     def __init__(self, settings: Settings, *, registry: CollectorRegistry | None = None) -> None:
         self._settings = settings
+        self._topic_findings: frozenset[str] = frozenset()  # what is wrong with the topics, and was said
         self._registry = registry or CollectorRegistry()
         if registry is None:
             for collector in (ProcessCollector, PlatformCollector, GCCollector):
                 collector(registry=self._registry)
         self.metrics = Metrics(self._registry)
         self._stop = threading.Event()
+        self._member = uuid.uuid4().hex
+        self._backoff = Backoff()
         self._missing = ["model", "bus", "group"]
         self._beat = time.monotonic()
         self._console: ConsoleServer | None = None
@@ -436,6 +567,7 @@ class Daemon:
         if opened is None:
             return
         bus, session = opened
+        began, failed = time.monotonic(), False
         try:
             session.step()
             self._set_missing()
@@ -448,10 +580,12 @@ class Daemon:
             self.metrics.bus_errors.labels(type(e).__name__).inc()
             log.warning("Starting again from the committed offsets, as the bus failed: %s", e)
             self._set_missing("bus", "group")
-            self._stop.wait(random.uniform(0.1, 1.0))  # many detectors must not come back at once
+            failed = True
         finally:
             session.close()
             bus.close()
+        if failed:
+            self._stop.wait(self._backoff.seconds(time.monotonic() - began))
 
     def _open(self, model: Model) -> tuple[Bus, Session] | None:
         """Open the bus and join, trying again as long as it takes; None when stopped meanwhile."""
@@ -462,8 +596,9 @@ class Daemon:
             bus = open_bus(settings.bus)
             try:
                 bus.create_topics(topic_settings(settings.topics))
+                self._topic_findings = tell_findings(bus, settings, self._topic_findings)
                 pipeline = pipeline_for(model, settings, stage_timer=self._time_stage)
-                return bus, Session(bus, settings, pipeline, self.metrics)
+                return bus, Session(bus, settings, pipeline, self.metrics, member=self._member)
             except BusError:
                 bus.close()
                 raise

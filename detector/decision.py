@@ -22,8 +22,8 @@ from detector.errors import ConfigError, ModelError
 from detector.onset import Onset
 
 State = Literal["opened", "updated", "closed"]
-CloseReason = Literal["quiet", "max_duration", "gap", "new_session", "stream_lost"]
-InterruptReason = Literal["gap", "new_session", "stream_lost"]
+CloseReason = Literal["quiet", "max_duration", "gap", "new_session", "stream_lost", "overload", "model_changed"]
+InterruptReason = Literal["gap", "new_session", "stream_lost", "overload"]
 OnsetFinder = Callable[[], Sequence[Onset]]
 
 OVERLAP_SAMPLES = 240  # what an example shares with its neighbour chunk anyway: not an overlap in time

@@ -25,6 +25,10 @@ class Metrics:
         self.rejected = counter("chunks_rejected", "Records that were no usable chunk, by reason.", ("reason",))
         self.duplicates = counter("chunks_duplicate", "Chunks whose sequence number had been seen; not analysed again.")
         self.missing = counter("chunks_missing", "Sequence numbers that never came: audio lost before the detector.")
+        self.skipped_records = counter(
+            "records_skipped", "Records left out unread because the detector was late (daemon.max_lag_seconds)."
+        )
+        self.skipped = counter("chunks_skipped", "Lost coverage: chunks of known streams among the records left out.")
         self.resets = counter("stream_resets", "Times that a stream began anew, by reason.", ("reason",))
         self.rebuilt = counter("chunks_rebuilt", "Chunks read again in silence to rebuild state.")
         self.examples_in = counter("examples_assembled", "Examples cut from chunks.")
@@ -37,6 +41,9 @@ class Metrics:
         self.commits = counter("commits", "Offset commits, by outcome.", ("outcome",))
         self.bus_errors = counter("bus_errors", "Times that the bus failed, by kind.", ("kind",))
         self.lag = gauge("lag_records", "Records in the chunk topic not yet read, by partition.", ("partition",))
+        self.lag_seconds = gauge(
+            "lag_seconds", "How old the audio being read is, by partition; 0 when all is read.", ("partition",)
+        )
         self.ready = gauge("ready", "1 when the detector can really work, else 0.")
         self.batch = Histogram(
             "gunfire_batch_examples",

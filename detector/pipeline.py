@@ -63,6 +63,7 @@ class Account:
     scored: int = 0
     batches: list[int] = field(default_factory=list)
     resets: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)  # chunks left out, by stream; known once it is heard again
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +203,8 @@ class Pipeline:
         if stream.is_duplicate(chunk):
             self.account.duplicates += not silent
             return
+        if stream.skipping:
+            self.account.skipped[chunk.stream_id] += stream.skipped_before(chunk)
         if reason := stream.break_before(chunk):
             if not silent:
                 self.account.missing += stream.missing_before(chunk)
@@ -238,6 +241,24 @@ class Pipeline:
         self._end_run(stream, "stream_lost", silent=False)
         return self.run()
 
+    def skip(self, partition: TopicPartition) -> list[Emitted]:
+        """What comes next of the partition is left out: end its streams' runs there, so that nothing is spliced.
+
+        How much it was, ``account.skipped`` tells for each stream with its next chunk. Nothing may be waiting for
+        ``run``.
+        """
+        for stream in self._streams_of(partition):
+            self._end_run(stream, "overload", silent=False)
+            stream.skipping = True
+        return self.run()
+
+    def stream_count_of(self, partition: TopicPartition) -> int:
+        """How many streams are known to lie in the partition."""
+        return len(self._streams_of(partition))
+
+    def _streams_of(self, partition: TopicPartition) -> list[StreamState]:
+        return [s for s in self._streams.values() if s.newest and s.newest.topic_partition == partition]
+
     def rebuild(self, partition: TopicPartition, plan: Rebuild) -> None:
         """Until ``plan.until`` read this partition in silence: state is rebuilt, nothing is emitted."""
         self._rebuilds[partition] = plan
@@ -245,7 +266,7 @@ class Pipeline:
     def drop_partition(self, partition: TopicPartition) -> None:
         """Forget the partition's streams, their waiting work and its rebuild; another member has it now."""
         self._rebuilds.pop(partition, None)
-        gone = {s.stream_id for s in self._streams.values() if s.newest and s.newest.topic_partition == partition}
+        gone = {s.stream_id for s in self._streams_of(partition)}
         for stream_id in gone:
             del self._streams[stream_id]
         for work in self._work:

@@ -120,6 +120,7 @@ class StreamState:
         self.stream_id = stream_id
         self.assembler = ExampleAssembler(hop_samples)
         self.newest: ChunkMark | None = None
+        self.skipping = False  # what comes next was left out, up to the next chunk accepted
         self.window = Window(window_examples, CHUNK_SAMPLES // hop_samples)
         self.decision = Decision(decision)
         self.marks: deque[ChunkMark] = deque()
@@ -127,6 +128,7 @@ class StreamState:
     def reset(self) -> None:
         """Forget all; the next chunk begins a new run."""
         self.newest = None
+        self.skipping = False
         self.assembler.reset()
         self.window.reset()
         self.forget_decided()
@@ -141,9 +143,15 @@ class StreamState:
             return 0
         return chunk.seq - self.newest.seq - 1
 
+    def skipped_before(self, chunk: Chunk) -> int:
+        """How many chunks were left out before this one; of a session that began meanwhile, those of its own."""
+        if not self.skipping or self.newest is None:
+            return 0
+        return self.missing_before(chunk) if chunk.session == self.newest.session else chunk.seq
+
     def break_before(self, chunk: Chunk) -> InterruptReason | None:
         """Why ``chunk`` does not continue the run; None where it does, or where there is nothing to continue."""
-        if self.newest is None:
+        if self.newest is None or self.skipping:  # where skipping began the run was ended already
             return None
         if chunk.session != self.newest.session:
             return "new_session"
@@ -152,6 +160,7 @@ class StreamState:
     def accept(self, arrival: Arrival) -> list[Example]:
         """Add the run's next chunk; return the examples it completes."""
         self.newest = ChunkMark.of(arrival)
+        self.skipping = False
         return self.assembler.push(arrival.chunk.pcm, arrival.chunk.first_sample)
 
     def forget_decided(self) -> None:

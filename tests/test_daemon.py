@@ -17,9 +17,10 @@ from detector.bus.embedded import EmbeddedBus
 from detector.chunk import CHUNK_SAMPLES, encode
 from detector.config import load_settings
 from detector.console.server import ConsoleServer
-from detector.daemon import MAX_METADATA_BYTES, Position, Session, topic_settings
-from detector.errors import BusUnavailable, ConfigError
+from detector.daemon import MAX_METADATA_BYTES, Backoff, Position, Session
+from detector.errors import BusUnavailable, CommitFenced, ConfigError
 from detector.metrics import Metrics
+from detector.topics import topic_settings
 from tests.test_pipeline import DECISION, START_NS, audio, chunks_of, feed, log_of, make_pipeline
 
 ENVIRON = {
@@ -233,19 +234,190 @@ def test_a_foreign_position_is_not_taken_for_ours(text):
     assert Position.from_text(text) is None
 
 
-def test_alerts_of_another_model_are_not_gone_on_with(bus):
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_alerts_of_another_model_are_closed_once_and_not_gone_on_with(bus, delivery):
     shot = 5 * CHUNK_SAMPLES + 4321
     stream = chunks_of("a", audio(np.random.default_rng(1), 12, [shot]))
     publish(bus, [stream[:6]])
-    first, _ = session_of(bus)
+    first, _ = session_of(bus, DETECTOR__DAEMON__DELIVERY=delivery)
     run_dry(first)
     first.close()
     publish(bus, [stream[6:]])
-    decision = dataclasses.replace(DECISION, open_threshold=0.7)
-    second, _ = session_of(bus, {"decision": decision})
+    for _ in range(3):
+        later, _ = session_of(
+            bus, {"decision": dataclasses.replace(DECISION, open_threshold=0.7)}, DETECTOR__DAEMON__DELIVERY=delivery
+        )
+        run_dry(later)
+        later.close()
+    opened, closed = alerts_of(bus)
+    assert (opened.state, closed.state, closed.close_reason) == ("opened", "closed", "model_changed")
+    assert (closed.alert_id, closed.revision) == (opened.alert_id, opened.revision + 1)
+    assert closed.ended_sample == opened.decided_sample
+    assert closed.ended_at_ns - opened.onset_at_ns == (closed.ended_sample - opened.onset_sample) * 62_500
+    assert closed.threshold == opened.threshold
+    headers = [dict(r.headers)["ce_served"] for r in published(bus)]
+    assert headers[0] == headers[1]
+
+
+def test_alerts_closed_already_are_not_closed_again_by_another_model(bus):
+    stream = chunks_of("a", audio(np.random.default_rng(1), 12, [5 * CHUNK_SAMPLES + 4321]))
+    publish(bus, [stream])
+    first, _ = session_of(bus)
+    run_dry(first)
+    first.close()
+    second, _ = session_of(bus, {"decision": dataclasses.replace(DECISION, open_threshold=0.7)})
     run_dry(second)
     second.close()
-    assert [a.state for a in alerts_of(bus)] == ["opened"]
+    assert [a.state for a in alerts_of(bus)] == ["opened", "closed"]
+
+
+OVERLOADED = {"DETECTOR__DAEMON__MAX_LAG_SECONDS": "10", "DETECTOR__DAEMON__OVERLOAD": "skip_to_latest"}
+
+
+def late_session(bus, monkeypatch, **settings):
+    """One that has read 9 records of 200 and then looks at its lag."""
+    session, metrics = session_of(bus, **settings)
+    while not session.step():
+        pass
+    session._last_gauges = -1e9
+    monkeypatch.setattr(session, "_wall", lambda: START_NS / 1e9 + 3600)
+    return session, metrics
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_overload_leaves_out_what_waits_and_says_of_which_stream_how_much(bus, monkeypatch, caplog, delivery):
+    streams = some_streams(2, chunks=60, seed=6)
+    publish(bus, [s[:50] for s in streams])
+    session, metrics = late_session(bus, monkeypatch, **OVERLOADED, DETECTOR__DAEMON__DELIVERY=delivery)
+    while session.step():
+        session._last_gauges = -1e9
+    skipped = value(metrics, "records_skipped_total")
+    assert skipped > 50
+    assert value(metrics, "records_received_total") + skipped == 100
+    assert session._pipeline.open_alert_count == 0
+    monkeypatch.setattr(session, "_wall", lambda: START_NS / 1e9 + 60)
+    publish(bus, [s[50:] for s in streams])
+    run_dry(session)
+    session.close()
+    assert value(metrics, "records_received_total") + skipped == 120
+    assert value(metrics, "chunks_skipped_total") == skipped
+    assert value(metrics, "chunks_missing_total") == 0
+    assert value(metrics, "stream_resets_total", reason="overload") >= 1
+    said = " ".join(r.getMessage() for r in caplog.records if "Lost coverage" in r.getMessage())
+    assert sum(int(word) for word, after in zip(said.split(), said.split()[1:], strict=False) if after == "chunks") == (
+        skipped
+    )
+
+
+def test_an_alert_that_is_open_when_audio_is_left_out_is_closed_for_overload(bus, monkeypatch):
+    fire = np.arange(2 * CHUNK_SAMPLES, 58 * CHUNK_SAMPLES, 9000)
+    publish(bus, [chunks_of("a", audio(np.random.default_rng(1), 60, fire))])
+    session, _ = late_session(bus, monkeypatch, **OVERLOADED)
+    session.step()
+    session.close()
+    assert [a.close_reason for a in alerts_of(bus) if a.state == "closed"] == ["overload"]
+    again, metrics = session_of(bus)
+    run_dry(again)
+    again.close()
+    assert value(metrics, "records_received_total") == 0  # what was left out stays so
+
+
+def test_overload_that_may_not_skip_warns_and_hears_everything(bus, monkeypatch, caplog):
+    streams = some_streams(2, chunks=50, seed=6)
+    publish(bus, streams)
+    session, metrics = late_session(bus, monkeypatch, DETECTOR__DAEMON__MAX_LAG_SECONDS="10")
+    while session.step():
+        session._last_gauges = -1e9
+    session.commit()
+    session.close()
+    assert identities(alerts_of(bus)) == expected_of(streams)
+    assert value(metrics, "records_skipped_total") == 0
+    assert len([r for r in caplog.records if "Overloaded" in r.getMessage()]) == 1
+
+
+def test_a_producer_whose_clock_is_wrong_does_not_make_its_neighbours_late(bus, monkeypatch):
+    publish(bus, some_streams(2, chunks=3))
+    session, metrics = session_of(bus, **OVERLOADED, DETECTOR__DAEMON__POLL_MAX_RECORDS="5")
+    while not session.step():
+        pass
+    session._last_gauges = -1e9
+    monkeypatch.setattr(session, "_wall", lambda: START_NS / 1e9 + 86_400)
+    run_dry(session)
+    session.close()
+    assert value(metrics, "records_skipped_total") == 0
+
+
+def test_a_flood_of_junk_is_counted_whole_and_told_in_few_lines(bus, caplog):
+    producer = bus.producer()
+    for _ in range(300):
+        producer.send("audio.chunks", b"junk", b"junk", partition=0)
+    producer.close()
+    session, metrics = session_of(bus)
+    run_dry(session)
+    now = session._monotonic() + 11
+    session._rejections._clock = lambda: now
+    fill = bus.producer()
+    fill.send("audio.chunks", b"junk", b"junk", partition=0)
+    fill.close()
+    run_dry(session)
+    session.close()
+    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Rejected")]
+    assert len(told) == 2
+    assert "(299 more of this kind before it.)" in told[1]
+    assert value(metrics, "chunks_rejected_total", reason="missing_header") == 301
+    assert len(published(bus, "audio.deadletter")) == 301
+
+
+def test_sessions_that_fail_come_back_later_and_later_until_one_holds(monkeypatch):
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    backoff = Backoff()
+    assert [backoff.seconds(1.0) for _ in range(7)] == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
+    assert [backoff.seconds(60.0), backoff.seconds(1.0)] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_outputs_of_partitions_that_were_lost_are_left_to_their_new_owner(bus, monkeypatch, delivery):
+    streams = some_streams(4, seed=7)
+    publish(bus, streams)
+    session, _ = session_of(bus, DETECTOR__DAEMON__DELIVERY=delivery, DETECTOR__DAEMON__COMMIT_INTERVAL_SECONDS="30")
+    monkeypatch.setattr(session, "commit", lambda: None)
+    while not session._unsaid:
+        session.step()
+    monkeypatch.undo()
+
+    def lost(consumer, commits):
+        raise CommitFenced("lost")
+
+    monkeypatch.setattr(session._producer, "commit", lost)
+    mine = session._consumer.assignment()
+    if delivery == "exactly_once":  # what waits to be sent can't be told from what is lost: the session ends
+        with pytest.raises(CommitFenced):
+            session._revoked(session._consumer, mine)
+    else:
+        session._revoked(session._consumer, mine)
+    monkeypatch.undo()
+    session.close()
+    second, _ = session_of(bus, DETECTOR__DAEMON__DELIVERY=delivery)
+    run_dry(second)
+    second.close()
+    found = identities(alerts_of(bus))
+    assert sorted(set(found)) == expected_of(streams)
+    if delivery == "exactly_once":
+        assert found == expected_of(streams)
+
+
+def test_two_detectors_of_one_host_name_and_process_id_do_not_fence_each_other(bus, monkeypatch):
+    asked = []
+    producer_of = bus.producer
+    monkeypatch.setattr(
+        bus, "producer", lambda *, transactional_id=None: asked.append(transactional_id) or producer_of()
+    )
+    for member in (None, None, "m", "m"):
+        settings = settings_of(DETECTOR__DAEMON__DELIVERY="exactly_once")
+        Session(bus, settings, make_pipeline(), Metrics(CollectorRegistry()), member=member).close()
+    assert len({*asked}) == 3
+    assert asked[2] == asked[3] == "gunfire-detector.m"
+    assert all(name.startswith("gunfire-detector.") for name in asked)
 
 
 def test_a_lost_streams_alert_is_closed_once_however_often_the_detector_restarts(bus):

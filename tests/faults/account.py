@@ -29,14 +29,14 @@ import numpy.typing as npt
 
 from detector import alert as alerts
 from detector.bus import open_bus
-from detector.bus.base import Bus, Record, TopicPartition
+from detector.bus.base import Bus, Producer, Record, TopicPartition
 from detector.chunk import CHUNK_SAMPLES, CHUNK_SECONDS, decode
 from detector.config import Settings, load_settings
-from detector.daemon import topic_settings
 from detector.decision import DecisionSettings
 from detector.errors import BusError, BusUnavailable, ChunkError
 from detector.pipeline import Pipeline
 from detector.stream import Arrival
+from detector.topics import topic_settings
 from producers.publish import Publisher, Report
 from producers.source import Block
 from tests.scorers import IDENTITY, LABELS, CrestScorer
@@ -62,7 +62,9 @@ _ENVIRON = {
 }
 
 
-def until(condition: object, what: str, deadline_seconds: float = DEADLINE_SECONDS, pause_seconds: float = 0.05) -> None:
+def until(
+    condition: object, what: str, deadline_seconds: float = DEADLINE_SECONDS, pause_seconds: float = 0.05
+) -> None:
     """Wait for ``condition()``; AssertionError names ``what`` if it does not come."""
     assert callable(condition)
     deadline = time.monotonic() + deadline_seconds
@@ -163,7 +165,7 @@ class _Junk:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._producer = None
+        self._producer: Producer | None = None
         self._bus: Bus | None = None
 
     def send(self, number: int) -> None:
@@ -324,7 +326,9 @@ class Trial:
     def behind(self) -> int:
         """Records of the chunk topic that the group has not committed."""
         with self.bus() as bus:
-            consumer = bus.consumer([self.settings.topics.chunks], self.settings.daemon.group)  # never polled: no member
+            consumer = bus.consumer(
+                [self.settings.topics.chunks], self.settings.daemon.group
+            )  # never polled: no member
             left = 0
             for number in range(bus.partitions(self.settings.topics.chunks) or 0):
                 partition = TopicPartition(self.settings.topics.chunks, number)

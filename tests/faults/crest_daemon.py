@@ -55,7 +55,7 @@ def main() -> None:
     import detector.daemon
     from detector.__main__ import main as detector_main
 
-    detector.daemon.load_model = lambda *_, **__: CrestModel()  # type: ignore[assignment,return-value]
+    detector.daemon.load_model = lambda *_, **__: CrestModel()  # type: ignore[attr-defined]
     detector_main()
 
 

@@ -1,0 +1,84 @@
+"""Alerts that another model or other settings opened: found in the alert topic and closed, as none goes on with them.
+
+The decision that held them is gone with its model, so the closing says what was last told, with ``close_reason``
+``model_changed``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import replace
+
+from detector import alert as alert_wire
+from detector.alert import Alert
+from detector.bus.base import Bus, Headers, TopicPartition
+from detector.chunk import RATE_HZ
+from detector.errors import AlertError, BusUnavailable
+from detector.pipeline import stream_key
+
+_NS = 1_000_000_000
+_READ_SECONDS = 60.0
+
+
+def find_open(
+    bus: Bus, topic: str, partition: TopicPartition, since_ms: int, streams: Collection[bytes] | None
+) -> list[tuple[Alert, Headers]]:
+    """The last event of each alert that was published and never closed, oldest alert first; and the header that
+    says what served it.
+
+    Args:
+        topic: of the alerts.
+        partition: where the alerts' audio lies.
+        since_ms: when the oldest of them may have been opened, Unix milliseconds.
+        streams: ``stream_key`` of those that may have an open alert; None: any.
+
+    Raises:
+        BusUnavailable: the topic could not be read to its end.
+    """
+    newest: dict[str, tuple[Alert, Headers]] = {}
+    consumer = bus.consumer([topic], None)
+    try:
+        ends = consumer.end_offsets(consumer.assignment())
+        for part, end in ends.items():
+            first = consumer.offset_at(part, since_ms)
+            consumer.seek(part, end if first is None else first)
+        deadline = time.monotonic() + _READ_SECONDS
+        while any(consumer.position(part) < end for part, end in ends.items()):
+            if time.monotonic() > deadline:
+                raise BusUnavailable(f"Topic {topic} could not be read to its end within {_READ_SECONDS:g} s.")
+            for record in consumer.poll(0.2):
+                try:
+                    alert = alert_wire.decode(record.key, record.value, record.headers)
+                except AlertError:  # not ours; nothing to close
+                    continue
+                known = newest.get(alert.alert_id)
+                if known is None or alert.revision > known[0].revision:
+                    served = tuple(h for h in record.headers if h[0] == alert_wire.SERVED_HEADER)
+                    newest[alert.alert_id] = alert, served
+    finally:
+        consumer.close()
+    found = [
+        (alert, headers)
+        for alert, headers in newest.values()
+        if alert.state != "closed"
+        and alert.audio is not None
+        and (alert.audio.topic, alert.audio.partition) == partition
+        and (streams is None or stream_key(alert.stream) in streams)
+    ]
+    return sorted(found, key=lambda one: (one[0].onset_at_ns, one[0].alert_id))
+
+
+def closing(alert: Alert) -> Alert:
+    """The event that closes it where it was last told; ``latency_seconds`` is null, as nothing was heard."""
+    ended_at_ns = alert.onset_at_ns + (alert.decided_sample - alert.onset_sample) * _NS // RATE_HZ
+    return replace(
+        alert,
+        state="closed",
+        revision=alert.revision + 1,
+        close_reason="model_changed",
+        ended_sample=alert.decided_sample,
+        ended_at=alert_wire.rfc3339(ended_at_ns),
+        ended_at_ns=ended_at_ns,
+        latency_seconds=None,
+    )
