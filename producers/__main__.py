@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from detector.bus import open_bus
-from detector.bus.base import TopicSettings
 from detector.chunk import Location
 from detector.cli import (
     CONTEXT,
@@ -33,6 +32,7 @@ from detector.cli import (
 )
 from detector.config import Settings
 from detector.errors import ChunkError, ConfigError, GunfireError, SourceError
+from detector.topics import topic_settings
 from producers.publish import Publisher, Report
 from producers.source import Source
 
@@ -61,11 +61,7 @@ class Run:
         publisher = Publisher(
             lambda: open_bus(self.settings.bus),
             topic=topics.chunks,
-            topic_settings=TopicSettings(
-                partitions=topics.partitions,
-                retention_seconds=topics.chunks_retention_seconds,
-                replication_factor=topics.replication_factor,
-            ),
+            topic_settings=topic_settings(topics)[topics.chunks],
             encoding=self.settings.producer.encoding,
             spool_seconds=self.settings.producer.spool_seconds,
             stop=self.stop,

@@ -57,6 +57,7 @@ class TopicSettings:
     retention_bytes: int | None = None  # per partition
     replication_factor: int = 1
     max_message_bytes: int | None = None
+    configs: tuple[tuple[str, str], ...] = ()  # more of Kafka's topic settings, by its names; no other bus has them
 
 
 class Consumer(Protocol):

@@ -35,6 +35,7 @@ from detector.bus.base import (
     check_topics,
 )
 from detector.bus.kafka_security import METADATA_AGE_SECONDS, closing_on_failure, connection, denied, why_not_connected
+from detector.bus.kafka_topics import TopicFacts, change_topic, facts_of
 from detector.errors import BusDamaged, BusError, BusUnavailable, CommitFenced, ConfigError
 
 if TYPE_CHECKING:
@@ -176,6 +177,7 @@ class KafkaBus:
                 configs["retention.bytes"] = str(settings.retention_bytes)
             if settings.max_message_bytes is not None:
                 configs["max.message.bytes"] = str(settings.max_message_bytes)
+            configs |= dict(settings.configs)
             wanted[name] = {
                 "num_partitions": settings.partitions,
                 "replication_factor": settings.replication_factor,
@@ -199,6 +201,17 @@ class KafkaBus:
             error = errors.for_code(answer["error_code"])()
             raise _translated(error, f"asking for topic {topic}", needs)
         return len(answer["partitions"])
+
+    def topic_facts(self, topics: Sequence[str]) -> dict[str, TopicFacts | None]:
+        """What the brokers say of topics, by name; None for one that does not exist."""
+        needs = f"DESCRIBE and DESCRIBE_CONFIGS on topic {', '.join(topics)}"
+        with _kafka_errors(f"asking for topics {', '.join(topics)}", needs):
+            return facts_of(self._admin(), topics)
+
+    def change_topic(self, topic: str, partitions: int | None, configs: Mapping[str, str]) -> None:
+        """Change a topic's settings (Kafka's names), and raise its number of partitions where one is given."""
+        with _kafka_errors(f"changing topic {topic}", f"ALTER and ALTER_CONFIGS on topic {topic}"):
+            change_topic(self._admin(), topic, partitions, configs)
 
     def producer(self, *, transactional_id: str | None = None) -> Producer:
         self._check_open()

@@ -22,10 +22,11 @@ from prometheus_client import CollectorRegistry
 from detector.bus.embedded import EmbeddedBus
 from detector.chunk import CHUNK_SAMPLES, Chunk, encode
 from detector.config import load_settings
-from detector.daemon import Session, topic_settings
+from detector.daemon import Session
 from detector.metrics import Metrics
 from detector.model import load_model
 from detector.pipeline import pipeline_for
+from detector.topics import topic_settings
 
 
 def main() -> None:
