@@ -58,7 +58,7 @@ class Augmentation:
         seed: int,
     ) -> None:
         """Args:
-            family, look_alikes: class indices, for what the recipe says of hard negatives.
+            family, look_alikes: class indices, for what the recipe says of them; the family's most general first.
             seed: with epoch and step, all that chance depends on.
 
         Raises ConfigError where the recipe asks for what these clips or classes don't have, DataError for a table of
@@ -96,14 +96,15 @@ class Augmentation:
         recipe = self._recipe
         random = np.random.default_rng((self._seed, step, _OF_STEP))
         features, num_frames = batch.features, batch.num_frames
-        labels: npt.NDArray[np.bool_] | Float32Array = batch.labels
-        weights = self._weights_of_hard_negatives(batch.labels)
+        truth = self._with_family(batch.labels)
+        labels: npt.NDArray[np.bool_] | Float32Array = truth
+        weights = self._weights_of_hard_negatives(truth)
         if recipe.frame_dropout:
             features, num_frames = thinned(features, num_frames, recipe.frame_dropout, random)
         if recipe.mixup_alpha and recipe.mixup_share:
             values = Batch(batch.video_ids, features, num_frames, batch.labels).values
             partners, shares = _pairs(len(values), recipe.mixup_alpha, recipe.mixup_share, random)
-            features, labels = _mixed(values, partners, shares), _mixed(batch.labels, partners, shares)
+            features, labels = _mixed(values, partners, shares), _mixed(truth, partners, shares)
             num_frames = np.where(shares < 1, np.maximum(num_frames, num_frames[partners]), num_frames)
             weights = None if weights is None else _mixed(weights, partners, shares)
         if self._positive_weights is not None:
@@ -156,6 +157,13 @@ class Augmentation:
     def _are_hard(self, labels: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """``(B,)``: clips with a look-alike and nothing of the family."""
         return np.asarray(labels[:, self._look_alikes].any(axis=1) & ~labels[:, self._family].any(axis=1))
+
+    def _with_family(self, labels: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        if not self._recipe.imply_family or not self._family:
+            return labels
+        implied = labels.copy()
+        implied[:, self._family[0]] = labels[:, self._family].any(axis=1)
+        return implied
 
     def _weights_of_hard_negatives(self, labels: npt.NDArray[np.bool_]) -> Float32Array | None:
         factor = self._recipe.hard_negative_weight

@@ -37,6 +37,8 @@ class Recipe(BaseModel):
         clip_gradient_norm: 0 = never; ``clip_gradients`` says of what: each variable's gradient, or all together.
         average_decay: 0, or the decay of a moving average of the weights, which is then evaluated and served.
         mixed_precision: large products in bfloat16.
+        imply_family: a clip with any label of the family carries the family's first class too (gunfire: a machine gun
+            is a gunshot, though those who labelled ticked one alone).
         label_smoothing: labels become ``y (1 - s) + s / 2``.
         mixup_alpha, mixup_share: Beta parameter (0 = off), and the share of batches or clips that it is done to.
         class_weight_power: classes weigh by their frequency to the minus this (0 = all the same).
@@ -83,6 +85,7 @@ class Recipe(BaseModel):
     average_decay: float = Field(default=0.0, ge=0, lt=1)
     mixed_precision: bool = False
 
+    imply_family: bool = False
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     mixup_alpha: float = Field(default=0.0, ge=0)
     mixup_share: float = Field(default=1.0, ge=0, le=1)

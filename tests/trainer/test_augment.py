@@ -63,6 +63,7 @@ EVERYTHING: dict[str, Any] = {
     "mixup_alpha": 0.5,
     "mixup_share": 0.7,
     "frame_dropout": 0.3,
+    "imply_family": True,
     "label_smoothing": 0.1,
     "class_weight_power": 0.5,
     "balanced_sampling_power": 0.5,
@@ -146,6 +147,19 @@ def test_frames_are_thinned_by_the_share(clips: ClipSet) -> None:
     full = batch.num_frames == 10
     left = np.concatenate([thin(batch, step).num_frames[full] for step in range(300)])
     assert 5.7 < left.mean() < 6.3
+
+
+def test_any_label_of_the_family_implies_its_first_class(clips: ClipSet) -> None:
+    batch = whole(clips)
+    before = batch.labels.copy()
+    found = augmentation(clips, imply_family=True)(batch, 0)
+    expected = before.copy()
+    expected[:, 1] |= before[:, 2]
+    assert expected[:, 1].sum() > before[:, 1].sum()
+    np.testing.assert_array_equal(found.labels, expected)
+    np.testing.assert_array_equal(batch.labels, before)
+    nothing = Augmentation(Recipe(imply_family=True), clips, LABELS, (), (), 0)(batch, 0)
+    np.testing.assert_array_equal(nothing.labels, before)
 
 
 def test_labels_are_smoothed(clips: ClipSet) -> None:
