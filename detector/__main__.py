@@ -1,4 +1,4 @@
-"""python -m detector run | check | scan | watch | demo | models.
+"""python -m detector run | check | scan | watch | topics | deadletters | demo | models.
 
 Exit codes: 0 all went well (also when stopped by SIGINT or SIGTERM), 1 something failed, 78 the configuration can't be
 used.
@@ -28,6 +28,8 @@ from detector.cli import (
     settings_of,
     stop_signals,
 )
+from detector.commands_deadletters import deadletters_group
+from detector.commands_topics import topics_group
 from detector.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -205,6 +207,10 @@ def demo_command(sensors: int, seconds: float, seed: int, serve: bool, folder: P
     with tempfile.TemporaryDirectory(prefix="gunfire-demo-") as temporary:
         code = run_demo(Path(temporary), sensors=sensors, seconds=seconds, seed=seed, serve=serve, console=console)
     raise SystemExit(code)
+
+
+main.add_command(deadletters_group)
+main.add_command(topics_group)
 
 
 @main.group("models")

@@ -7,6 +7,7 @@ import datetime
 import json
 import logging
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +48,48 @@ config_option = click.option(
 bus_path_option = click.option(
     "--bus-path", type=click.Path(path_type=Path, dir_okay=False), help="File of the embedded bus."
 )
+
+
+_ISO_TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?)?\s?(Z|UTC|[+-]\d\d:?\d\d)?", re.IGNORECASE
+)
+_UNIX_TIME = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))?")
+
+
+def time_ns(text: str) -> int:
+    """A time as people and programs write it -> Unix nanoseconds, exact to all nine digits.
+
+    ISO 8601 (``2018-10-09T14:03:07.25Z``; without a zone: UTC) or Unix time: seconds with or without a fraction, or a
+    whole number too large for seconds (from 10^11 on), read as milliseconds, microseconds or nanoseconds by its size.
+
+    Raises:
+        ValueError: it is no time.
+    """
+    text = text.strip()
+    if found := _UNIX_TIME.fullmatch(text):
+        whole = int(found[1])
+        if whole < 10**11:
+            return whole * 10**9 + _nanoseconds(found[2])
+        return whole * (10**6 if whole < 10**14 else 10**3 if whole < 10**17 else 1)
+    found = _ISO_TIME.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is no time; write 2018-10-09T14:03:07Z or Unix seconds.")
+    day, minute, second, fraction, zone = found.groups()
+    zone = "+00:00" if zone is None or zone.upper() in ("Z", "UTC") else f"{zone[:3]}:{zone[-2:]}"
+    at = datetime.datetime.fromisoformat(f"{day}T{minute or '00:00'}:{second or '00'}{zone}")
+    return int(at.timestamp()) * 10**9 + _nanoseconds(fraction)
+
+
+def _nanoseconds(fraction: str | None) -> int:
+    return int((fraction or "").ljust(9, "0"))
+
+
+def time_option(text: str) -> int:
+    """``time_ns`` as the ``type`` of an option."""
+    try:
+        return time_ns(text)
+    except ValueError as e:
+        raise click.BadParameter(str(e)) from None
 
 
 def config_or_default(path: Path | None) -> Path | None:

@@ -470,6 +470,8 @@ class KafkaProducer:
         Positions and outputs took effect together, so the positions tell.
         """
         doing = f"committing transaction {self._transactional_id!r}"
+        # A send after the fencing fails with an error that only carries it. Connecting anew would fence the newer one.
+        error = next((cause for cause in error.args if isinstance(cause, _FENCED)), error)
         if isinstance(error, _FENCED):
             if not isinstance(error, (errors.ProducerFencedError, errors.InvalidProducerEpochError)):
                 _bounded(self._client.abort_transaction, _CLOSE_SECONDS)
