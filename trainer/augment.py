@@ -161,7 +161,7 @@ class Augmentation:
     def _with_family(self, labels: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         if not self._recipe.imply_family or not self._family:
             return labels
-        implied = labels.copy()
+        implied: npt.NDArray[np.bool_] = labels.copy()
         implied[:, self._family[0]] = labels[:, self._family].any(axis=1)
         return implied
 
