@@ -63,6 +63,7 @@ _FENCED = (
     errors.UnknownMemberIdError,
 )
 _DAMAGED = (errors.CorruptRecordError, errors.UnsupportedCodecError)
+_CODEC_PACKAGES = {"lz4": "lz4", "zstd": "zstandard", "snappy": "python-snappy"}
 
 _logger = logging.getLogger(__name__)
 
@@ -82,6 +83,10 @@ def _translated(error: BaseException, doing: str, needs: str = "") -> BusError |
     refusal = denied(error, doing, needs)
     if refusal is not None:
         return refusal
+    if isinstance(error, errors.UnsupportedCodecError):
+        missing = next((codec for codec in _CODEC_PACKAGES if f" {codec} " in str(error)), None)
+        if missing is not None:
+            return _codec_missing(f"While {doing}: the records are compressed with {missing}", missing)
     if isinstance(error, _DAMAGED):
         return BusDamaged(f"While {doing}: what Kafka sent can't be read ({detail}). Check the brokers' disks.")
     if isinstance(error, errors.MessageSizeTooLargeError):
@@ -113,6 +118,13 @@ def _connecting(doing: str, connection: Mapping[str, Any], needs: str = "") -> I
         raise BusUnavailable(f"While {doing}: {reason}") from error
     except errors.KafkaError as error:
         raise _translated(error, doing, needs) from error
+
+
+def _codec_missing(what: str, codec: str) -> ConfigError:
+    return ConfigError(
+        f"{what}, which needs a library that is not installed: pip install {_CODEC_PACKAGES[codec]} (the extra "
+        "`compression` brings all of them)."
+    )
 
 
 def _transactional_needs(transactional_id: str | None) -> str:
@@ -304,9 +316,10 @@ class KafkaProducer:
             try:
                 client = kafka.KafkaProducer(**config)
             except RuntimeError as error:  # what the library raises for a codec that is not installed
-                raise ConfigError(
-                    f"bus.kafka.compression {self._settings.compression!r} needs a library that is missing: {error}."
-                ) from error
+                codec = self._settings.compression
+                if codec not in _CODEC_PACKAGES:
+                    raise
+                raise _codec_missing(f"bus.kafka.compression is {codec}", codec) from error
             if self._transactional_id is not None:
                 try:
                     client.init_transactions()
