@@ -9,6 +9,7 @@ from trainer.commands_audio import evaluate_audio_command
 from trainer.commands_embed import embed_command
 from trainer.commands_evaluate import evaluate_command
 from trainer.commands_labels import ontology_command
+from trainer.commands_predict import check_segments_command, predict_command
 from trainer.commands_train import train_command
 from trainer.compact.commands import compact
 
@@ -23,6 +24,8 @@ main.add_command(train_command)
 main.add_command(embed_command)
 main.add_command(evaluate_command)
 main.add_command(ontology_command)
+main.add_command(predict_command)
+main.add_command(check_segments_command)
 main.add_command(evaluate_audio_command)
 
 

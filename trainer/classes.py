@@ -44,7 +44,7 @@ def classes_of(
     where nothing says which classes are gunfire; DataError for unknown classes and files that can't be read.
     """
     ontology = Ontology.read(ontology_path) if ontology_path is not None else None
-    labels = _labels_of(trained, labels_path)
+    labels = labels_of(trained, labels_path)
     members: tuple[int, ...]
     if family is not None:
         members = labels.resolve(family, ontology)
@@ -77,11 +77,15 @@ def _is_unnamed_audioset(trained: Trained, labels_path: Path | None) -> bool:
     return trained.labels is None and labels_path is None and trained.classes == _AUDIOSET_CLASSES
 
 
-def _labels_of(trained: Trained, path: Path | None) -> LabelSet:
+def labels_of(trained: Trained, path: Path | None) -> LabelSet:
+    """The classes of ``path``, else the model's own, else AudioSet's of a shipped model, else numbered ones.
+
+    Raises ConfigError for a list that is not the model's; DataError where it can't be read.
+    """
     if path is None:
         if trained.labels is not None:
             return trained.labels
-        return _shipped_labels(trained.classes) or LabelSet.of_names(
+        return shipped_labels(trained.classes) or LabelSet.of_names(
             [f"class {i}" for i in range(trained.classes)], f"model {trained.name}"
         )
     given = LabelSet.read(path)
@@ -96,7 +100,7 @@ def _labels_of(trained: Trained, path: Path | None) -> LabelSet:
     return given
 
 
-def _shipped_labels(classes: int) -> LabelSet | None:
+def shipped_labels(classes: int = _AUDIOSET_CLASSES) -> LabelSet | None:
     """AudioSet's, from a shipped model that names as many; None where there is none."""
     if classes != _AUDIOSET_CLASSES:
         return None

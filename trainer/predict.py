@@ -1,17 +1,18 @@
-"""Clips -> predictions -> CSV, as the YouTube-8M starter code's ``inference.py`` writes it."""
+"""Clips -> predictions -> CSV, as the YouTube-8M starter code's ``inference.py`` writes it, and back from there."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
 
 from detector.classifiers import Classifier
 from detector.errors import ConfigError, DataError
+from trainer.labels import LabelSet
 from trainer.records import ClipSet, video_matrix_in_graph
 
 HEADER = ("VideoId", "LabelConfidencePairs")
@@ -94,21 +95,85 @@ def write_predictions(
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}; 1 or more is needed.")
     partial = path.with_name(path.name + ".part")
-    count = 0
     try:
         with partial.open("w", encoding="utf-8", newline="") as file:
-            # Quotes only what needs it, so that ids of letters and digits come as the original writes them.
-            writer: Any = csv.writer(file, lineterminator="\n")
-            writer.writerow(HEADER)
-            for video_ids, scores in batches:
-                if names is not None and len(names) != scores.shape[1]:
-                    raise ConfigError(f"{len(names)} names are given for {scores.shape[1]} classes.")
-                for video_id, row in zip(video_ids, scores, strict=True):
-                    writer.writerow((video_id, pairs_text(row, top_k, names)))
-                    count += 1
+            count = write_rows(file, batches, top_k=top_k, names=names)
         partial.replace(path)
     except OSError as error:
         raise DataError(f"Predictions can't be written to {path}: {error.strerror or error}.") from error
     finally:
         partial.unlink(missing_ok=True)
     return count
+
+
+def write_rows(
+    file: TextIO,
+    batches: Iterable[tuple[Sequence[str], Float32Array]],
+    *,
+    top_k: int = DEFAULT_TOP_K,
+    names: Sequence[str] | None = None,
+) -> int:
+    """Header and rows of ``write_predictions`` to an open file; returns the number of clips."""
+    # Quotes only what needs it, so that ids of letters and digits come as the original writes them.
+    writer: Any = csv.writer(file, lineterminator="\n")
+    writer.writerow(HEADER)
+    count = 0
+    for video_ids, scores in batches:
+        if names is not None and len(names) != scores.shape[1]:
+            raise ConfigError(f"{len(names)} names are given for {scores.shape[1]} classes.")
+        for video_id, row in zip(video_ids, scores, strict=True):
+            writer.writerow((video_id, pairs_text(row, top_k, names)))
+            count += 1
+    return count
+
+
+def read_predictions(path: Path, labels: LabelSet) -> dict[str, dict[int, float]]:
+    """What ``write_predictions`` or the starter code wrote: id -> class index -> confidence, best first.
+
+    Labels may be indices or names. Of an id that occurs twice each class's highest confidence counts.
+
+    Raises DataError with the line for another header or form, or an unknown label.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file)
+            if tuple(next(rows, ())) != HEADER:
+                raise DataError(f"{path} does not begin with the line {','.join(HEADER)}: it holds no predictions.")
+            found: dict[str, dict[int, float]] = {}
+            for row in rows:
+                try:
+                    if len(row) != 2:
+                        raise ValueError(f"an id and pairs are expected, found {len(row)} fields.")
+                    _merge(found.setdefault(row[0], {}), _pairs(row[1], labels))
+                except (ValueError, DataError) as error:
+                    raise DataError(f"{path}, line {rows.line_num}: {error}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} can't be read: {error}.") from error
+    if not found:
+        raise DataError(f"{path} holds no prediction.")
+    return {video: dict(sorted(pairs.items(), key=lambda pair: -pair[1])) for video, pairs in found.items()}
+
+
+def _merge(into: dict[int, float], pairs: Iterable[tuple[int, float]]) -> None:
+    for index, score in pairs:
+        into[index] = max(score, into.get(index, score))
+
+
+def _pairs(text: str, labels: LabelSet) -> list[tuple[int, float]]:
+    tokens = text.split()
+    by_index = all(token.isdecimal() for token in tokens[::2])
+    if by_index:
+        if len(tokens) % 2:
+            raise ValueError(f"{len(tokens)} values are no pairs of label and confidence.")
+        parts = list(zip(tokens[::2], tokens[1::2], strict=True))
+    else:
+        split = (part.rpartition(" ") for part in text.split("; "))
+        parts = [(label, score) for label, _, score in split]
+    pairs = []
+    for label, score in parts:
+        try:
+            confidence = float(score)
+        except ValueError:
+            raise ValueError(f"{score!r} is no confidence.") from None
+        pairs.append((labels.index(int(label) if by_index else label), confidence))
+    return pairs
