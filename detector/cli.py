@@ -16,20 +16,20 @@ from typing import Any
 import click
 
 from detector.config import LogSettings, Settings, load_settings
-from detector.errors import ConfigError, GunfireError
+from detector.errors import ConfigError, GunfireError, WeightsMissing
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class ErrorGroup(click.Group):
-    """Turns the project's errors into a message and an exit code: 78 for configuration, 1 for the rest."""
+    """Turns the project's errors into a message and an exit code: 78 for what a person has to set right, else 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except ConfigError as e:
+        except (ConfigError, WeightsMissing) as e:
             click.echo(f"Error: {e}", err=True)
-            raise SystemExit(ConfigError.exit_code) from None
+            raise SystemExit(e.exit_code) from None
         except GunfireError as e:
             click.echo(f"Error: {e}", err=True)
             raise SystemExit(1) from None

@@ -7,6 +7,7 @@ GunfireError
 ├── AudioError           a file or sound that can't be read
 ├── SourceError          a device or address that can't be opened, or went away (producers)
 ├── ModelError           a checkpoint or package that is damaged, foreign or does not fit
+│   └── WeightsMissing   its weights have to be fetched first; exit code 78
 ├── DataError            features, labels or lists to train or evaluate on that can't be used (trainer)
 ├── TrainingError        training whose loss or gradients are no numbers (trainer)
 └── BusError
@@ -56,6 +57,12 @@ class SourceError(GunfireError):
 
 class ModelError(GunfireError):
     """A checkpoint or a model package can't be used."""
+
+
+class WeightsMissing(ModelError):
+    """A package builds on weights that are not in the store: a person has to fetch them, trying again won't help."""
+
+    exit_code = 78
 
 
 class DataError(GunfireError):

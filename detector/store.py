@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detector.errors import ModelError
+from detector.errors import ModelError, WeightsMissing
 
 LOCK_NAME = "lock.json"
 _LOCK_VERSION = 1
@@ -113,11 +113,14 @@ class Lock:
 
 
 def locked_file(store: Path, name: str) -> tuple[Path, str]:
-    """``(path, sha256)`` of a fetched file whose content is what the lock pins; ModelError otherwise."""
+    """``(path, sha256)`` of a fetched file whose content is what the lock pins.
+
+    Raises WeightsMissing where it was never fetched, ModelError where it is damaged.
+    """
     pinned = Lock(store).sha256(name)
     path = store / name
     if pinned is None or not path.exists():
-        raise ModelError(
+        raise WeightsMissing(
             f"{path} is not there. Run `detector models fetch vggish` first, with --from FOLDER on a machine without "
             "internet access."
         )

@@ -15,7 +15,7 @@ import pytest
 from detector.classifiers import build_classifier, weights
 from detector.embedders import tensor_shapes
 from detector.embedders.compact import CompactNetwork
-from detector.errors import ModelError
+from detector.errors import ModelError, WeightsMissing
 from detector.model import (
     MANIFEST_NAME,
     Model,
@@ -228,7 +228,7 @@ def test_unknown_names(tmp_path: Path) -> None:
 
 def test_vggish_of_the_store_needs_a_fetch_first(tmp_path: Path, package: Path) -> None:
     edit(package, lambda m: m.update(embedder={"kind": "vggish", "file": "vggish.safetensors", "from_store": True}))
-    with pytest.raises(ModelError, match=r"vggish\.safetensors is not there. Run `detector models fetch vggish`"):
+    with pytest.raises(WeightsMissing, match=r"vggish\.safetensors is not there. Run `detector models fetch vggish`"):
         load_model(package, store=tmp_path / "store")
 
 
