@@ -406,7 +406,8 @@ class Trainer:
         assert self._strategy is not None
 
         def asked() -> tf.Tensor:
-            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+            # identity: what is summed has to lie on the replica's own device
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(value))
 
         return self._strategy.experimental_local_results(self._strategy.run(asked))[0]
 

@@ -1,0 +1,285 @@
+"""`trainer train`: both spellings, what it refuses, what it says, and that it never leaves a folder worse off."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from tensorboard.compat.proto.event_pb2 import Event
+
+from detector.classifiers import weights
+from tests.trainer.made_clips import SIZE, write_clips, write_labels
+from trainer.__main__ import main
+from trainer.commands_train import _Lines
+from trainer.records import RecordWriter, encode_clip
+from trainer.run import Run
+from trainer.summaries import _whole_records
+from trainer.train import Trainer
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> list[str]:
+    """Options that every command here needs."""
+    train = write_clips(tmp_path / "train.tfrecord", 48)
+    labels = write_labels(tmp_path / "labels.csv")
+    return [f"--train-data={train}", f"--labels={labels}", f"--feature-sizes={SIZE}", "--batch-size=16"]
+
+
+def run(*options: Any, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, ["train", *map(str, options)])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def small(*more: Any) -> list[Any]:
+    return ["--recipe", "reference", "--model", "FrameLevelLogisticModel", "--num-epochs", 1, *more]
+
+
+def events(folder: Path) -> list[tuple[int, str]]:
+    (path,) = (folder / "events").glob("*tfevents*")
+    found = (Event.FromString(record) for record in _whole_records(path))
+    return [(event.step, value.tag) for event in found for value in event.summary.value]
+
+
+def log_rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+
+
+def test_a_run_learns_logs_and_can_be_served(tmp_path: Path, data: list[str]) -> None:
+    evaluation = write_clips(tmp_path / "eval.tfrecord", 30, seed=1, prefix="e")
+    folder = tmp_path / "run"
+    result = run(
+        *data,
+        *("--train-dir", folder, "--eval-data", evaluation, "--recipe", "reference", "--model", "frame_logistic"),
+        *("--num-epochs", 30, "--base-learning-rate", 0.1, "--set", "log_every_steps=5"),
+    )
+    opened = Run.open(folder)
+    best = opened.best()
+    assert best is not None
+    assert best.metric == "gunfire_family_ap"
+    assert opened.config.family == (1, 2)
+    value = best.metrics["gunfire_family_ap"]
+    assert value is not None
+    assert value > 0.9
+    rows = log_rows(folder)
+    trained = [float(row["train_loss"]) for row in rows if row["train_loss"]]
+    evaluated = [row for row in rows if row["evaluation_map"]]
+    assert len(trained) == 18
+    assert trained[-1] < 0.5 * trained[0]
+    assert [int(row["step"]) for row in evaluated] == list(range(3, 91, 3))
+    assert max(float(row["evaluation_gunfire_family_ap"]) for row in evaluated) == pytest.approx(value, rel=1e-8)
+    tags = {tag for _, tag in events(folder)}
+    assert {"train/loss", "train/learning_rate", "train/examples_per_second", "evaluation/map"} <= tags
+    assert {f"evaluation/{name}/pr_curves" for name in ("gunfire family", "Gunshot, gunfire", "Machine gun")} <= tags
+    assert "best gunfire_family_ap" in result.output
+    assert "examples/s  ETA" in result.output
+    assert "Step 90: done." in result.output
+    served = weights(opened.classifier())
+    assert all(np.array_equal(value, opened.weights("best")[0][name]) for name, value in served.items())
+
+
+def test_both_spellings_are_one_option(tmp_path: Path, data: list[str]) -> None:
+    new = ["--model", "lstm", "--lstm-cells", 8, "--lstm-layers", 1, "--base-learning-rate", 0.002, "--max-steps", 2]
+    old = ["--model=LstmModel", "--lstm_cells=8", "--lstm_layers=1", "--base_learning_rate=0.002", "--max_steps=2"]
+    old += ["--optimizer=AdamOptimizer", "--label_loss=CrossEntropyLoss", "--frame_features=True"]
+    old += ["--video_level_classifier_model=MoeModel", "--moe_num_mixtures=2", "--clip_gradient_norm=1.0"]
+    run(*data, "--train-dir", tmp_path / "new", "--recipe", "reference", *new, "--set=params.final=moe")
+    given = [each.replace("--train-data=", "--train_data_pattern=") for each in data]
+    run(*given, f"--train_dir={tmp_path / 'old'}", "--recipe=reference", *old)
+    one, two = Run.open(tmp_path / "new"), Run.open(tmp_path / "old")
+    assert one.config.kind == two.config.kind == "lstm"
+    for name, value in one.weights()[0].items():
+        assert np.array_equal(value, two.weights()[0][name])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--num_readers=8"], "--num_readers has no meaning here. Records are read once"),
+        (["--segment_labels"], "--segment_labels has no meaning"),
+        (["--num_gpu=1"], "Give --gpus"),
+        (["--optimizer=RMSPropOptimizer"], "give Adam or AdamW"),
+        (["--model=NetVLAD"], "--model NetVLAD is unknown; there are lstm"),
+        (["--model=MoeModel", "--lstm_cells=3"], "--lstm-cells: a moe model has no such thing. It takes"),
+        (["--gpus=7"], "--gpus 7: TensorFlow finds no GPU"),
+        (["--set", "batch_siz=3"], "batch_siz is unknown, did you mean batch_size"),
+        (["--set", "nothing"], "KEY=VALUE is needed"),
+        (["--batch-size=0"], "batch_size 0"),
+        (["--eval-data=x", "--eval-fraction=0.1"], "one of them is enough"),
+        (["--num-classes=5"], "--num-classes is 5; .* holds 6"),
+        (["--eval-fraction=0.2", "--best-by=beauty"], "best_by 'beauty'"),
+        (["--set=learning_rate_schedule=cosine", "--set=warm_up_steps=100"], "warms up for 100 steps of 15"),
+    ],
+)
+def test_what_can_not_be_is_refused_before_anything_is_written(
+    tmp_path: Path, data: list[str], options: list[str], words: str
+) -> None:
+    result = run(*data, f"--train-dir={tmp_path / 'run'}", "--recipe=reference", *options, code=78)
+    assert re.search(words, result.output), result.output
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_bad_data_is_told_with_its_place(tmp_path: Path, data: list[str]) -> None:
+    folder = f"--train-dir={tmp_path / 'run'}"
+    empty = run(folder, f"--train-data={tmp_path}/none*.tfrecord", *data[1:], *small(), code=1)
+    assert "matches no file" in empty.output
+    sizes = run(folder, *data, *small("--feature-sizes=128"), code=1)
+    assert "train.tfrecord, byte 0" in sizes.output
+    damaged = tmp_path / "train.tfrecord"
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    stopped = run(folder, *data, *small("--stop-on-damage"), code=1)
+    assert "cut off" in stopped.output
+    went_on = run(folder, *data, *small())
+    assert "1 damaged records skipped, the first: " in went_on.output
+    with RecordWriter(tmp_path / "high.tfrecord") as writer:
+        writer.write(encode_clip("x", np.zeros((1, SIZE), np.uint8), [6]))
+    high = run(folder, f"--train-data={tmp_path / 'high.tfrecord'}", *data[1:], *small(), code=1)
+    assert "high.tfrecord, byte 0" in high.output
+
+
+def test_absent_classes_and_evaluation_on_training_clips_are_told(
+    tmp_path: Path, data: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = write_labels(tmp_path / "labels.csv", ("Speech", "Gunshot, gunfire", "C", "D", "E", "F", "Never", "Nor"))
+    train = tmp_path / "train.tfrecord"
+    run(f"--train-dir={tmp_path / 'run'}", *data, f"--labels={labels}", f"--eval-data={train}", *small())
+    assert "48 of 48 evaluation clips are training clips too (clip0, clip1" in caplog.text
+    assert "2 of 8 classes never occur in the training data and won't be learnt: 6 Never, 7 Nor." in caplog.text
+
+
+def test_the_same_command_goes_on_and_another_one_is_refused(tmp_path: Path, data: list[str]) -> None:
+    folder = f"--train-dir={tmp_path / 'run'}"
+    run(folder, *data, *small())
+    longer = run(folder, *data, *small("--num-epochs=2"))
+    assert "Going on from step 3 of 6" in longer.output
+    refused = run(folder, *data, *small("--base-learning-rate=0.5"), code=78)
+    assert "told otherwise: base_learning_rate is 0.5, it was 0.01" in refused.output
+    assert Run.open(tmp_path / "run").load_checkpoint().step == 6  # type: ignore[union-attr]
+    run(folder, *data, *small("--base-learning-rate=0.5", "--start-new-model"))
+    assert [step for step, _ in Run.open(tmp_path / "run").checkpoint_paths()] == [0, 3]
+    rows = log_rows(tmp_path / "run")
+    assert [row["step"] for row in rows] == ["3"]
+
+
+def test_the_starter_codes_folder_is_left_alone_and_can_be_started_from(tmp_path: Path, data: list[str]) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "model_flags.json").write_text("{}")
+    refused = run(f"--train-dir={theirs}", *data, *small(), code=78)
+    assert f"--start-from {theirs}" in refused.output
+    assert [path.name for path in theirs.iterdir()] == ["model_flags.json"]
+
+
+def test_a_run_starts_from_another_runs_weights(tmp_path: Path, data: list[str]) -> None:
+    run(f"--train-dir={tmp_path / 'one'}", *data, *small())
+    given = small(f"--start-from={tmp_path / 'one'}", "--base-learning-rate=1e-12")
+    run(f"--train-dir={tmp_path / 'two'}", *data, *given)
+    one, two = (Run.open(tmp_path / name).weights()[0] for name in ("one", "two"))
+    assert all(np.allclose(two[name], value, atol=1e-9) for name, value in one.items())
+    other = ["--recipe=reference", "--model=moe", f"--start-from={tmp_path / 'one'}"]
+    assert "its model is frame_logistic" in run(f"--train-dir={tmp_path / 'x'}", *data, *other, code=78).output
+
+
+def test_a_share_kept_for_evaluation_is_not_trained_on(tmp_path: Path, data: list[str]) -> None:
+    run(f"--train-dir={tmp_path / 'run'}", *data, *small("--eval-fraction=0.3"))
+    config = Run.open(tmp_path / "run").config
+    assert config.evaluation is not None
+    assert 5 < config.evaluation.clips < 25
+    assert config.training.clips + config.evaluation.clips == 48
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path, data: list[str]) -> None:
+    good = write_clips(tmp_path / "a" / "good.tfrecord", 40)
+    folder = f"--train-dir={tmp_path / 'run'}"
+    with RecordWriter(tmp_path / "a" / "broken.tfrecord") as writer:
+        # no frames: the mean of none
+        writer.write(encode_clip("hollow", np.zeros((0, SIZE), np.uint8), [1]))
+    result = run(folder, f"--train-data={good.parent}", *data[1:], *small("--num-epochs=3"), code=1)
+    assert "the loss is nan" in result.output
+    assert "hollow" in result.output
+    assert "--base-learning-rate" in result.output
+    kept, _ = Run.open(tmp_path / "run").weights()
+    assert all(np.isfinite(value).all() for value in kept.values())
+
+
+@contextmanager
+def files_up_to(size_bytes: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_full_disk_at_a_checkpoint_leaves_the_older_ones(
+    tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = f"--train-dir={tmp_path / 'run'}"
+    lstm = ["--recipe=reference", "--model=lstm", "--lstm-cells=48", "--quiet"]  # a checkpoint of 340 kB
+    run(folder, *data, *lstm, "--num-epochs=1")
+    before = {path: path.read_bytes() for _, path in Run.open(tmp_path / "run").checkpoint_paths()}
+    with files_up_to(200_000):
+        result = run(folder, *data, *lstm, "--num-epochs=2", code=1)
+    assert "can't be written: File too large" in result.output
+    assert {path: path.read_bytes() for _, path in Run.open(tmp_path / "run").checkpoint_paths()} == before
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.part"))
+    run(folder, *data, *lstm, "--num-epochs=2")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_a_checkpoint(
+    tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    told = _Lines.progress
+
+    def progress(self: _Lines, value: Any) -> None:
+        told(self, value)
+        if value.step == 4:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(_Lines, "progress", progress)
+    folder = f"--train-dir={tmp_path / 'run'}"
+    result = run(folder, *data, *small("--num-epochs=9", "--set=log_every_steps=2"), code=code)
+    assert "Stopped at step 4 of 27; the checkpoint is saved. Give the same command again" in result.output
+    assert Run.open(tmp_path / "run").weights()[1] == 4
+
+
+def test_training_ends_where_nothing_gets_better(tmp_path: Path, data: list[str]) -> None:
+    evaluation = write_clips(tmp_path / "eval.tfrecord", 30, seed=1, prefix="e")
+    options = small(f"--eval-data={evaluation}", "--num-epochs=50", "--patience=2", "--base-learning-rate=1e-12")
+    result = run(f"--train-dir={tmp_path / 'run'}", *data, *options)
+    assert "no better evaluation" in result.output
+    assert Run.open(tmp_path / "run").load_checkpoint().step < 20  # type: ignore[union-attr]
+    best = Run.open(tmp_path / "run").best()
+    assert best is not None
+    assert best.step == 3
+    again = run(f"--train-dir={tmp_path / 'run'}", *data, *options)
+    assert "no better evaluation" in again.output
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = f"--train-dir={tmp_path / 'run'}"
+    inner: list[Result] = []
+    train = Trainer.train
+
+    def nested(self: Trainer) -> Any:
+        monkeypatch.setattr(Trainer, "train", train)
+        inner.append(run(folder, *data, *small(), code=78))
+        return train(self)
+
+    monkeypatch.setattr(Trainer, "train", nested)
+    run(folder, *data, *small())
+    assert "Another process is training in" in inner[0].output
