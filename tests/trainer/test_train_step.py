@@ -141,7 +141,7 @@ def test_bytes_and_their_dequantised_values_train_alike() -> None:
     np.testing.assert_allclose(of_bytes.predictions, of_floats.predictions, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "moe"])
+@pytest.mark.parametrize("kind", ["lstm", "moe", "dbof"])
 def test_a_loss_that_is_no_number_changes_nothing(kind: str) -> None:
     step = TrainStep(small(kind), StepSettings(batch_size=8))
     x, labels, num_frames = batch(step.classifier)
@@ -210,9 +210,63 @@ def test_the_rate_falls_in_stairs_in_and_out_of_the_graph() -> None:
     np.testing.assert_allclose(rates, [0.02 * 0.7 ** (k * 8 // 20) for k in range(8)], rtol=1e-6)
 
 
+def test_the_rate_rises_then_falls_along_a_cosine_in_and_out_of_the_graph() -> None:
+    settings = StepSettings(
+        batch_size=8,
+        base_learning_rate=0.02,
+        learning_rate_schedule="cosine",
+        warm_up_steps=4,
+        total_steps=12,
+        final_learning_rate_share=0.1,
+    )
+    step = TrainStep(small("logistic"), settings)
+    rates = [float(step(*batch(step.classifier)).learning_rate) for _ in range(14)]
+    np.testing.assert_allclose(rates, [settings.learning_rate(k) for k in range(14)], rtol=1e-6)
+    np.testing.assert_allclose(rates[:5], [0.005, 0.01, 0.015, 0.02, 0.02], rtol=1e-6)
+    np.testing.assert_allclose(rates[8], 0.011, rtol=1e-6)  # half way down
+    np.testing.assert_allclose(rates[12:], 0.002, rtol=1e-6)
+
+
+def test_averages_follow_the_weights_and_are_what_is_served() -> None:
+    step = TrainStep(small("moe"), StepSettings(batch_size=8, average_decay=0.5))
+    expected = weights(step.classifier)
+    for k in range(12):
+        step(*batch(step.classifier, seed=k))
+        decay = min(0.5, (1 + k) / (10 + k))
+        expected = {n: decay * expected[n] + (1 - decay) * value for n, value in weights(step.classifier).items()}
+    for name, value in step.served_weights().items():
+        np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-6)
+    assert any(not np.array_equal(value, step.served_weights()[n]) for n, value in weights(step.classifier).items())
+
+
+def test_matrices_decay_beside_adam_and_biases_do_not() -> None:
+    plain, decayed = (TrainStep(small("moe"), StepSettings(batch_size=8, weight_decay=decay)) for decay in (0.0, 0.5))
+    before = weights(plain.classifier)
+    for step in (plain, decayed):
+        step(*batch(step.classifier))
+    for name, value in weights(decayed.classifier).items():
+        lost = 0.01 * 0.5 * before[name] if value.ndim == 2 else 0.0
+        np.testing.assert_allclose(value, weights(plain.classifier)[name] - lost, rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_gradients_clipped_together_keep_their_proportions() -> None:
+    def slots(**changes: Any) -> dict[str, np.ndarray]:
+        step = TrainStep(small("moe"), StepSettings(batch_size=8, **changes))
+        step(*batch(step.classifier))
+        return {name: value for name, value in step.state().items() if name.endswith("/Adam")}
+
+    free, clipped = slots(clip_gradient_norm=0.0), slots(clip_gradient_norm=0.1, clip_gradients="together")
+    norm = np.sqrt(sum(float(np.square(value * 10).sum()) for value in free.values()))  # slots: 0.1 of the gradient
+    assert norm > 0.1
+    for name, value in clipped.items():
+        np.testing.assert_allclose(value, free[name] * (0.1 / norm), rtol=1e-4, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
+        ({"average_decay": 1.0}, "average_decay is 1.0; a number below 1"),
+        ({"learning_rate_schedule": "cosine", "warm_up_steps": 9, "total_steps": 9}, "warms up for 9 steps of 9"),
         ({"batch_size": 0}, "batch_size is 0; a number above 0"),
         ({"base_learning_rate": float("nan")}, "base_learning_rate is nan"),
         ({"learning_rate_decay_examples": -1}, "learning_rate_decay_examples is -1"),
