@@ -48,7 +48,7 @@ class Bands:
     def embed(self, prepared: np.ndarray) -> np.ndarray:
         self.clips += 1
         summed = np.concatenate([prepared.mean(axis=1), prepared.std(axis=1)], axis=1)  # (E, 128)
-        return (np.abs(summed) * 1000).astype(np.int64).astype(np.uint8)
+        return np.asarray(np.abs(summed) * 1000 % 256, np.uint8)
 
 
 def sound(path: Path, seconds: float, seed: int = 0, rate_hz: int = RATE_HZ) -> Path:
