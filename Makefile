@@ -1,6 +1,6 @@
 # A newcomer needs two: `make demo` and `make test`. Both set up what they need first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test golden check bench bench-kafka kafka-up kafka-down format schemas clean
+.PHONY: help setup demo test golden check bench bench-kafka faults kafka-up kafka-down format schemas clean
 SHELL := /bin/sh
 PY := .venv/bin/python
 
@@ -48,6 +48,9 @@ bench: setup  ## Measure, one figure after the other (BENCH=bench_bus for one)
 
 bench-kafka: setup  ## Measure throughput with a Kafka broker of its own on this machine (needs Java)
 	PYTHONPATH=. $(PY) tests/benchmarks/bench_kafka.py $(ARGS)
+
+faults: setup  ## Kill detectors and brokers, fill disks, and balance the account (needs Java; ARGS=--long: 100 kills, hours)
+	@$(PY) -m tests.faults.table $(ARGS)
 
 kafka-up: setup  ## Start Kafka on this machine for trials (NODES=3, SECURE=1); prints settings and what comes next
 	@$(PY) deploy/kafka/broker.py start --data var/kafka --nodes $(or $(NODES),1) $(if $(SECURE),--secure) $(ARGS)

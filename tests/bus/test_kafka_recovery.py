@@ -1,0 +1,107 @@
+"""What the Kafka bus does where its library gives up: records refused, transactions of unknown outcome."""
+
+import kafka
+import pytest
+from kafka import errors
+from kafka.future import Future
+
+from detector.bus.base import Commit, TopicPartition, TopicSettings
+from detector.bus.kafka import KafkaBus
+from detector.config import KafkaSettings
+from detector.errors import BusUnavailable
+from tests.bus.contract import read, settle, values_of
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+def bus(kafka_address):
+    bus = KafkaBus(KafkaSettings(bootstrap_servers=(kafka_address,), session_timeout_seconds=6.0))
+    yield bus
+    bus.close()
+
+
+@pytest.mark.parametrize("error", [errors.OutOfOrderSequenceNumberError, errors.InvalidProducerEpochError])
+def test_records_that_the_library_dropped_are_sent_again_in_order(bus, name, monkeypatch, error):
+    bus.create_topics({name: TopicSettings(partitions=1)})
+    producer = bus.producer()
+    producer.send(name, b"k", b"0")
+    producer.flush()
+    monkeypatch.setattr(producer._client, "send", lambda *record: Future().failure(error()))
+    for n in (1, 2):
+        producer.send(name, b"k", b"%d" % n)
+    producer.send(name, b"k", b"3")  # the client is known to be broken by now: a new one sends all
+    producer.flush()
+    assert values_of(read(bus.consumer([name], None), 4)) == [b"0", b"1", b"2", b"3"]
+    assert producer._pending_bytes == 0
+
+
+def test_a_flush_does_not_say_stored_where_the_library_dropped_a_record(bus, name, monkeypatch):
+    bus.create_topics({name: TopicSettings(partitions=1)})
+    producer = bus.producer()
+    late = Future()
+    monkeypatch.setattr(producer._client, "send", lambda *record: late)
+    producer.send(name, b"k", b"x")
+    monkeypatch.setattr(producer._client, "flush", lambda seconds: late.failure(errors.UnknownProducerIdError()))
+    with pytest.raises(BusUnavailable):
+        producer.flush()
+    producer.flush()
+    assert values_of(read(bus.consumer([name], None), 1)) == [b"x"]
+
+
+def positioned(bus, name):
+    bus.create_topics({name: TopicSettings(partitions=1), f"{name}.out": TopicSettings(partitions=1)})
+    consumer = bus.consumer([name], name)
+    settle([consumer], 1)
+    return consumer, bus.producer(transactional_id=name)
+
+
+def test_a_commit_whose_answer_was_lost_is_found_to_have_taken_effect(bus, name, monkeypatch):
+    consumer, producer = positioned(bus, name)
+    transact = producer._transact
+
+    def answer_lost(*arguments):
+        transact(*arguments)
+        raise errors.KafkaTimeoutError("no answer")
+
+    monkeypatch.setattr(producer, "_transact", answer_lost)
+    producer.send(f"{name}.out", None, b"once")
+    producer.commit(consumer, {TopicPartition(name, 0): Commit(0, "done")})
+    monkeypatch.undo()
+    producer.send(f"{name}.out", None, b"next")
+    producer.commit(consumer, {TopicPartition(name, 0): Commit(0, "next")})
+    assert values_of(read(bus.consumer([f"{name}.out"], None), 2)) == [b"once", b"next"]
+
+
+def test_a_commit_that_broke_off_leaves_nothing_and_can_be_tried_again(bus, name, monkeypatch):
+    consumer, producer = positioned(bus, name)
+
+    def breaks_off(consumer, commits):
+        producer._client.begin_transaction()
+        for record in producer._waiting:
+            producer._client.send(*record)
+        producer._client.flush()
+        raise errors.KafkaTimeoutError("no answer")
+
+    monkeypatch.setattr(producer, "_transact", breaks_off)
+    producer.send(f"{name}.out", None, b"once")
+    with pytest.raises(BusUnavailable):
+        producer.commit(consumer, {TopicPartition(name, 0): Commit(0, "done")})
+    monkeypatch.undo()
+    assert consumer.committed(TopicPartition(name, 0)) is None
+    producer.commit(consumer, {TopicPartition(name, 0): Commit(0, "done")})
+    assert values_of(read(bus.consumer([f"{name}.out"], None), 1)) == [b"once"]
+    assert consumer.committed(TopicPartition(name, 0)) == Commit(0, "done")
+
+
+def test_what_is_used_of_the_librarys_inside_is_still_there(bus, name):
+    """kafka-python does not promise these; a version without them must fail here, not in a night's outage."""
+    bus.create_topics({name: TopicSettings(partitions=1)})
+    consumer, producer = bus.consumer([name], name), bus.producer()
+    used = {
+        "KafkaConsumer._net.sleep": consumer._client._net.sleep,
+        "KafkaProducer._sender.force_close": producer._client._sender.force_close,
+    }
+    assert all(map(callable, used.values()))
+    assert hasattr(consumer._client._subscription, "assignment")
+    assert producer._client._accumulator.has_incomplete in (True, False), kafka.__version__
