@@ -8,6 +8,7 @@ from detector.cli import CONTEXT, ErrorGroup
 from trainer.commands_audio import evaluate_audio_command
 from trainer.commands_embed import embed_command
 from trainer.commands_evaluate import evaluate_command
+from trainer.commands_export import export_command
 from trainer.commands_labels import ontology_command
 from trainer.commands_predict import check_segments_command, predict_command
 from trainer.commands_train import train_command
@@ -25,6 +26,7 @@ main.add_command(embed_command)
 main.add_command(evaluate_command)
 main.add_command(ontology_command)
 main.add_command(predict_command)
+main.add_command(export_command)
 main.add_command(check_segments_command)
 main.add_command(evaluate_audio_command)
 

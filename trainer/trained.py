@@ -8,6 +8,7 @@ the input, so weights of an embedder are not needed.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from trainer.labels import LabelSet
 from trainer.records import FRAME_KEYS, VIDEO_KEYS, ClipSet, FeatureSpec, find_files, read_clips
 from trainer.run import RUN_NAME, Run, Which
 from trainer.starter_checkpoint import FLAGS_NAME, is_starter_folder, load_starter_model
+
+logger = logging.getLogger(__name__)
 
 Form = Literal["run", "starter", "package", "shipped"]
 
@@ -157,6 +160,12 @@ def _of_starter(name: str, folder: Path, checkpoint: Path | None, params: Mappin
 def _packaged(name: str, name_or_path: str | Path, form: Form) -> Trained:
     packaged = load_classifier(name_or_path)
     manifest = packaged.manifest
+    if manifest.postprocess.kind != "pca_quantise":
+        logger.warning(
+            "Model %s was trained on its own embedder's embeddings, which are not quantised: figures on records made "
+            "by another embedder mean nothing.",
+            manifest.name,
+        )
     labels = LabelSet.of_names(manifest.labels, f"model {manifest.name}")
     size = packaged.classifier.input_size
     return Trained(
