@@ -448,7 +448,7 @@ class Cluster:
 
     def _own_listeners(self) -> Sequence[Listener]:
         if self.secure:
-            security = _security()
+            security = security_module()
             security.make_passwords(self.data)
             return [Listener(*each) for each in security.listeners(self.data, oauth=self.oauth)]
         if self.oauth:
@@ -475,11 +475,11 @@ class Cluster:
         }
         for name, one in listeners.items():
             settings |= {f"listener.name.{name.lower()}.{key}": value for key, value in one.settings.items()}
-        return settings | (_security().properties(self.data) if self.secure else {})
+        return settings | (security_module().properties(self.data) if self.secure else {})
 
     @staticmethod
     def _call_security(function: str, *arguments: object) -> None:
-        security = _security()
+        security = security_module()
         try:
             getattr(security, function)(*arguments)
         except security.SecurityError as error:
@@ -497,7 +497,7 @@ def _new_ports(names: Sequence[str], nodes: int, first: int | None) -> list[dict
         return [{name: next(numbers) for name in names} for _ in range(nodes)]
 
 
-def _security() -> ModuleType:
+def security_module() -> ModuleType:
     """``security.py`` from the same folder, wherever this file was loaded from."""
     name = "deploy_kafka_security"
     if name not in sys.modules:
@@ -524,7 +524,7 @@ def _after_start(cluster: Cluster) -> str:
     lines = [f"{len(cluster.nodes)} node(s) run: {', '.join(cluster.addresses)}. Data and logs: {cluster.data}", ""]
     copies = f"topics:\n  replication_factor: {len(cluster.nodes)}\n"
     if cluster.secure:
-        security = _security()
+        security = security_module()
         for user in security.USERS:
             path = cluster.data / f"{user}.yaml"
             path.write_text(security.client_settings(cluster.data, user, cluster.addresses) + copies)
@@ -579,10 +579,10 @@ def main() -> int:
 def _act(arguments: argparse.Namespace) -> int:
     action, number = arguments.action, arguments.node
     if action == "token":
-        print(_security().unsecured_token(arguments.user, arguments.seconds))
+        print(security_module().unsecured_token(arguments.user, arguments.seconds))
         return 0
     if action in ("fetch", "start"):
-        missing = missing_tools() + (_security().missing_tools() if arguments.secure else [])
+        missing = missing_tools() + (security_module().missing_tools() if arguments.secure else [])
         if missing:
             print(
                 f"Not installed: {', '.join(missing)}. Debian: apt install openjdk-17-jre-headless maven openssl",

@@ -34,7 +34,12 @@ ACLS: dict[str, tuple[tuple[str, str, str, tuple[str, ...]], ...]] = {
     "producer": (("TOPIC", _CHUNKS, "literal", ("WRITE",)),),
     "detector": (
         ("TOPIC", _CHUNKS, "literal", ("READ", "DESCRIBE_CONFIGS")),
-        ("TOPIC", _ALERTS, "literal", ("WRITE", "DESCRIBE_CONFIGS")),
+        (
+            "TOPIC",
+            _ALERTS,
+            "literal",
+            ("READ", "WRITE", "DESCRIBE_CONFIGS"),
+        ),  # READ: to close what another model opened
         ("TOPIC", _DEADLETTER, "literal", ("WRITE", "DESCRIBE_CONFIGS")),
         ("GROUP", _GROUP, "literal", ("READ",)),
         ("TRANSACTIONAL_ID", f"{_GROUP}.", "prefixed", ("WRITE",)),
@@ -46,8 +51,8 @@ ACLS: dict[str, tuple[tuple[str, str, str, tuple[str, ...]], ...]] = {
     "operator": (
         ("TOPIC", _CHUNKS, "literal", ("CREATE", "READ", "WRITE", "ALTER", "ALTER_CONFIGS", "DESCRIBE_CONFIGS")),
         ("TOPIC", _ALERTS, "literal", ("CREATE", "READ", "ALTER", "ALTER_CONFIGS", "DESCRIBE_CONFIGS")),
-        ("TOPIC", _DEADLETTER, "literal", ("CREATE", "READ", "ALTER", "ALTER_CONFIGS", "DESCRIBE_CONFIGS")),
-        ("GROUP", _GROUP, "literal", ("READ",)),
+        ("TOPIC", _DEADLETTER, "literal", ("CREATE", "READ", "WRITE", "ALTER", "ALTER_CONFIGS", "DESCRIBE_CONFIGS")),
+        ("TRANSACTIONAL_ID", f"{_GROUP}.deadletters", "literal", ("WRITE",)),
     ),
 }
 

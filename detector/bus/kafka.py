@@ -111,7 +111,7 @@ def _connecting(doing: str, connection: Mapping[str, Any], needs: str = "") -> I
     try:
         with closing_on_failure():
             yield
-    except (errors.KafkaTimeoutError, errors.KafkaConnectionError, errors.NoBrokersAvailable, ssl.SSLError) as error:
+    except (errors.KafkaTimeoutError, errors.KafkaConnectionError, ssl.SSLError) as error:
         reason = why_not_connected(connection)
         if reason is None:
             raise _translated(error, doing, needs) from error

@@ -1,7 +1,7 @@
 """How a Kafka client proves who it is and to whom it speaks: TLS, SASL, tokens; and why a connection failed.
 
 ``connection`` makes of the settings what every client of the library takes. The library itself says of a failed TLS
-handshake or a failed token command only that it could not connect in time; ``why_not_connected`` finds the reason by
+handshake only that it could not connect in time; ``why_not_connected`` finds the reason by
 connecting once by hand. Secrets stay out of every text here, and out of what the library writes to its log at DEBUG.
 """
 
@@ -12,7 +12,6 @@ import select
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from kafka import errors
 from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
 from kafka.net.sasl.oauth import AbstractTokenProvider
+from kafka.net.selector import NetworkSelector
 
 from detector.errors import BusUnavailable, ConfigError
 
@@ -33,32 +34,30 @@ METADATA_AGE_SECONDS = 10.0  # how soon a new topic or partition is noticed
 _BOOTSTRAP_SECONDS = 10.0
 _PROBE_SECONDS = 3.0
 _TOKEN_SECONDS = 10.0
-_REFUSED_SECONDS = 5.0
 _MAX_TOKEN_BYTES = 1 << 20
-_DENIED = (errors.AuthorizationError, errors.SaslAuthenticationFailedError, errors.UnsupportedSaslMechanismError)
+_REFUSED = (errors.SaslAuthenticationFailedError, errors.UnsupportedSaslMechanismError)
+_DENIED = (errors.AuthorizationError, *_REFUSED)
 _REMEDY_ACL = "Grant it (the table of ACLs in docs/kafka.md), or name another user in bus.kafka.sasl_username."
 
 
-class _TokenProvider(AbstractTokenProvider):
-    """The OAUTHBEARER token as a file or a command gives it, asked anew at each connection.
+class _NoToken(errors.SaslAuthenticationFailedError):
+    """There is no token to show; ``text`` says why. The library treats it as a refused login."""
 
-    Attributes:
-        failure: why the last call gave no token; None after one that did.
-    """
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+class _TokenProvider(AbstractTokenProvider):
+    """The OAUTHBEARER token as a file or a command gives it, asked anew at each connection."""
 
     def __init__(self, token_file: Path | None, command: Sequence[str] | None) -> None:
         super().__init__()
         self._token_file = token_file
         self._command = command
-        self.failure: ConfigError | None = None
 
     def token(self) -> str:
-        self.failure = None
-        try:
-            return self._read() if self._token_file is not None else self._ask()
-        except ConfigError as error:
-            self.failure = error
-            raise
+        return self._read() if self._token_file is not None else self._ask()
 
     def _read(self) -> str:
         assert self._token_file is not None
@@ -67,7 +66,7 @@ class _TokenProvider(AbstractTokenProvider):
                 token = file.read(_MAX_TOKEN_BYTES)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is no UTF-8"
-            raise ConfigError(
+            raise _NoToken(
                 f"bus.kafka.oauth_token_file: {self._token_file} can't be read: {reason}. Write the current token "
                 "there, alone."
             ) from None
@@ -82,14 +81,14 @@ class _TokenProvider(AbstractTokenProvider):
                 self._command, capture_output=True, timeout=_TOKEN_SECONDS, check=False, stdin=subprocess.DEVNULL
             )
         except subprocess.TimeoutExpired:
-            raise ConfigError(f"{name} printed no token within {_TOKEN_SECONDS:g} s.") from None
+            raise _NoToken(f"{name} printed no token within {_TOKEN_SECONDS:g} s.") from None
         except (OSError, ValueError) as error:
-            raise ConfigError(
+            raise _NoToken(
                 f"{name} can't be run: {getattr(error, 'strerror', None) or type(error).__name__}. Name the program by "
                 "its full path."
             ) from None
         if result.returncode:
-            raise ConfigError(
+            raise _NoToken(
                 f"{name} failed with exit code {result.returncode}. Run it by hand as this user; what it printed is "
                 "not shown here, since it may hold a secret."
             )
@@ -97,12 +96,12 @@ class _TokenProvider(AbstractTokenProvider):
 
 
 def _checked(text: str, name: str) -> str:
-    """The token in ``text``. Raises ConfigError for what can be none (RFC 6750: printable ASCII without spaces)."""
+    """The token in ``text``. Raises _NoToken for what can be none (RFC 6750: printable ASCII without spaces)."""
     token = text.strip()
     if not token:
-        raise ConfigError(f"{name} gave no token: it is empty.")
+        raise _NoToken(f"{name} gave no token: it is empty.")
     if not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError(f"{name} gave no token: a token is one word of printable ASCII. It is to hold nothing else.")
+        raise _NoToken(f"{name} gave no token: a token is one word of printable ASCII. It is to hold nothing else.")
     return token
 
 
@@ -136,28 +135,27 @@ def _harmless(value: Any) -> Any:
     return value
 
 
-class _Forgetful(dict[Any, BaseException]):
-    """A node's refused logins, of which the library asks before it connects. It would keep the first one for ever,
-    also when a token was renewed or a password mended since."""
+class _Manager(KafkaConnectionManager):
+    """The library's connections, mended: a login refused at the first connection ends the attempt and is the error.
+    As it is, the library tries on until its time is up and then says no more than that."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._until: dict[Any, float] = {}
+    def get_connection(self, node_id: Any, **options: Any) -> Any:
+        connection = super().get_connection(node_id, **options)
+        if self.broker_version_data is None and not connection.init_future.is_done:
+            connection.init_future.add_errback(lambda error: self._remember(node_id, error))
+        return connection
 
-    def __setitem__(self, node: Any, error: BaseException) -> None:
-        super().__setitem__(node, error)
-        self._until[node] = time.monotonic() + _REFUSED_SECONDS
-
-    def get(self, node: Any, default: Any = None) -> Any:
-        return super().get(node, default) if time.monotonic() < self._until.get(node, 0.0) else default
+    def _remember(self, node_id: Any, error: BaseException) -> None:
+        if isinstance(error, _REFUSED):
+            self._auth_failures[node_id] = error  # what ``get_connection`` raises from now on
 
 
 class _Client(KafkaNetClient):
-    """The library's network client, mended in two places: see ``_Forgetful`` and ``closing_on_failure``."""
+    """The library's network client with ``_Manager``; see also ``closing_on_failure``."""
 
     def __init__(self, **configs: Any) -> None:
-        super().__init__(**configs)
-        self._manager._auth_failures = _Forgetful()
+        net = NetworkSelector(**configs)
+        super().__init__(net=net, manager=_Manager(net, **configs))
         begun = _begun.get()
         if begun is not None:
             begun.append(self)
@@ -245,6 +243,8 @@ def denied(error: BaseException, doing: str, needs: str = "") -> BusUnavailable 
     """
     if not isinstance(error, _DENIED):
         return None
+    if isinstance(error, _NoToken):
+        return BusUnavailable(f"While {doing}: {error.text}")
     name = type(error).__name__
     if isinstance(error, errors.UnsupportedSaslMechanismError):
         return BusUnavailable(
@@ -279,11 +279,8 @@ def why_not_connected(connection: Mapping[str, Any]) -> str | None:
     """One sentence and a remedy for each broker that can't be spoken to; None where nothing is found wrong.
 
     Connects to each bootstrap server once, with TLS where that is set, at most 3 s each. Takes what ``connection``
-    returned. What a token command or file did wrong at the library's last attempt comes first.
+    returned.
     """
-    provider = connection.get("sasl_oauth_token_provider")
-    if provider is not None and provider.failure is not None:
-        return str(provider.failure)
     found = [text for server in connection["bootstrap_servers"] if (text := _probe(server, connection))]
     return " ".join(dict.fromkeys(found)) or None
 
