@@ -1,4 +1,4 @@
-"""python -m detector run | check | scan | watch | topics | deadletters | demo | models.
+"""python -m detector run | check | scan | watch | replay | topics | deadletters | demo | models.
 
 Exit codes: 0 all went well (also when stopped by SIGINT or SIGTERM), 1 something failed, 78 the configuration can't be
 used.
@@ -29,6 +29,7 @@ from detector.cli import (
     stop_signals,
 )
 from detector.commands_deadletters import deadletters_group
+from detector.commands_replay import replay_command
 from detector.commands_topics import topics_group
 from detector.errors import ConfigError
 
@@ -210,6 +211,7 @@ def demo_command(sensors: int, seconds: float, seed: int, serve: bool, folder: P
 
 
 main.add_command(deadletters_group)
+main.add_command(replay_command)
 main.add_command(topics_group)
 
 

@@ -145,11 +145,11 @@ class Pipeline:
         observer: Observer | None = None,
     ) -> None:
         self._scorer = scorer
-        self._labels = labels
-        self._model = model
-        self._window_examples = window_examples
-        self._decision = decision
-        self._hop_samples = hop_samples_of(hop_seconds)
+        self.labels = labels
+        self.model = model
+        self.window_examples = window_examples
+        self.decision = decision
+        self.hop_samples = hop_samples_of(hop_seconds)
         self._max_batch = max_batch
         self._max_streams = max_streams
         self._idle_seconds = idle_seconds
@@ -163,7 +163,7 @@ class Pipeline:
     @property
     def served(self) -> str:
         """What decides here: 16 hex digits that change with the model and with every setting that sways a decision."""
-        text = repr((self._model.sha256, self._decision, self._hop_samples, self._window_examples))
+        text = repr((self.model.sha256, self.decision, self.hop_samples, self.window_examples))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -195,9 +195,9 @@ class Pipeline:
                 )
             stream = self._streams[chunk.stream_id] = StreamState(
                 chunk.stream_id,
-                hop_samples=self._hop_samples,
-                window_examples=self._window_examples,
-                decision=self._decision,
+                hop_samples=self.hop_samples,
+                window_examples=self.window_examples,
+                decision=self.decision,
             )
         silent, decide_from_sample = self._silence(arrival)
         if stream.is_duplicate(chunk):
@@ -328,7 +328,7 @@ class Pipeline:
             pcm = np.stack([e.pcm for e in examples])
             with self._stage("embed"):
                 embeddings = self._scorer.embed(pcm)
-            windows = np.zeros((len(examples), self._window_examples, EMBEDDING_SIZE), np.float32)
+            windows = np.zeros((len(examples), self.window_examples, EMBEDDING_SIZE), np.float32)
             num_frames = np.zeros(len(examples), np.int32)
             row = 0
             for work in batch:
@@ -372,7 +372,7 @@ class Pipeline:
                 continue
             emitted += [self._emit(stream, t) for t in transitions]
             if self._observer is not None:
-                self._observer(stream.stream_id, scored, self._decision.family_score(scored.scores))
+                self._observer(stream.stream_id, scored, self.decision.family_score(scored.scores))
         stream.end_chunk()
         if work.silent:
             self.account.rebuilt += 1
@@ -391,10 +391,10 @@ class Pipeline:
             transition,
             stream=stream.stream_id,
             session=newest.session,
-            labels=self._labels,
-            settings=self._decision,
+            labels=self.labels,
+            settings=self.decision,
             clock=stream,
-            model=self._model,
+            model=self.model,
             audio=audio,
             location=newest.location,
             clock_error_seconds=newest.clock_error_seconds,

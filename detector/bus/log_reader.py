@@ -39,8 +39,8 @@ class LogReader:
 
     def bounds(self) -> dict[TopicPartition, tuple[int, int]]:
         """Oldest offset there is and the offset the next record will get, of each partition."""
-        consumer = self.consumer
-        return {p: (consumer.beginning_offset(p), consumer.end_offset(p)) for p in self.partitions}
+        ends = self.consumer.end_offsets(self.partitions)
+        return {p: (self.consumer.beginning_offset(p), end) for p, end in sorted(ends.items())}
 
     def read(self, stretches: Bounds) -> Iterator[Record]:
         """Yield what is stored from the first offset up to, not including, the second one of each partition.
