@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from trainer.records import MAX_FRAMES, ClipSet, find_files, read_clips
 
@@ -27,51 +28,70 @@ _DATA_DIR = Path(os.environ.get("DATA_DIR") or _ROOT / ".." / "shared" / "data")
 _BALANCED = _DATA_DIR / "audioset" / "features" / "audioset_v1_embeddings" / "bal_train"
 
 
+def starter_batch(files: list[str], batch_size: int) -> tuple[list[Any], Any]:
+    """In the present graph: tensors of a batch (ids, ``(B, 300, 128)`` values, labels, lengths), and the file queue.
+
+    Source: google/youtube-8m, ``readers.py`` and ``get_input_data_tensors`` of ``train.py``.
+    """
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    queue = v1.train.string_input_producer(files, shuffle=True)
+
+    def reader() -> list[tf.Tensor]:
+        _, record = v1.TFRecordReader().read(queue)
+        context, lists = tf.io.parse_single_sequence_example(
+            record,
+            {"video_id": tf.io.FixedLenFeature([], tf.string), "labels": tf.io.VarLenFeature(tf.int64)},
+            {"audio_embedding": tf.io.FixedLenSequenceFeature([], tf.string)},
+        )
+        labels = v1.sparse_to_dense(context["labels"].values, (CLASSES,), 1, validate_indices=False)
+        decoded = tf.reshape(tf.cast(tf.io.decode_raw(lists["audio_embedding"], tf.uint8), tf.float32), [-1, 128])
+        frames = tf.minimum(tf.shape(decoded)[0], MAX_FRAMES)
+        values = (decoded * (4 / 255) + (4 / 512 - 2))[:MAX_FRAMES]
+        values = tf.pad(values, [[0, MAX_FRAMES - frames], [0, 0]])
+        values.set_shape([MAX_FRAMES, 128])
+        return [each[None] for each in (context["video_id"], values, tf.cast(labels, tf.bool), frames)]
+
+    batch = v1.train.shuffle_batch_join(
+        [reader() for _ in range(READERS)],
+        batch_size=batch_size,
+        capacity=batch_size * 5,
+        min_after_dequeue=batch_size,
+        allow_smaller_final_batch=True,
+        enqueue_many=True,
+    )
+    return batch, queue
+
+
 def starter_code(files: list[str], batch_size: int, seconds: float) -> float:
-    """Clips a second of google/youtube-8m, ``readers.py`` and ``get_input_data_tensors`` of ``train.py``."""
+    """Clips a second of the starter code's reader."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
     v1 = tf.compat.v1
     with tf.Graph().as_default():
-        queue = v1.train.string_input_producer(files, shuffle=True)
-
-        def reader() -> list[tf.Tensor]:
-            _, record = v1.TFRecordReader().read(queue)
-            context, lists = tf.io.parse_single_sequence_example(
-                record,
-                {"video_id": tf.io.FixedLenFeature([], tf.string), "labels": tf.io.VarLenFeature(tf.int64)},
-                {"audio_embedding": tf.io.FixedLenSequenceFeature([], tf.string)},
-            )
-            labels = v1.sparse_to_dense(context["labels"].values, (CLASSES,), 1, validate_indices=False)
-            decoded = tf.reshape(tf.cast(tf.io.decode_raw(lists["audio_embedding"], tf.uint8), tf.float32), [-1, 128])
-            frames = tf.minimum(tf.shape(decoded)[0], MAX_FRAMES)
-            values = (decoded * (4 / 255) + (4 / 512 - 2))[:MAX_FRAMES]
-            values = tf.pad(values, [[0, MAX_FRAMES - frames], [0, 0]])
-            values.set_shape([MAX_FRAMES, 128])
-            return [each[None] for each in (context["video_id"], values, tf.cast(labels, tf.bool), frames)]
-
-        batch = v1.train.shuffle_batch_join(
-            [reader() for _ in range(READERS)],
-            batch_size=batch_size,
-            capacity=batch_size * 5,
-            min_after_dequeue=batch_size,
-            allow_smaller_final_batch=True,
-            enqueue_many=True,
-        )
+        batch, queue = starter_batch(files, batch_size)
         with v1.Session() as session:
-            coordinator = v1.train.Coordinator()
-            threads = v1.train.start_queue_runners(session, coordinator)
             fetched = [each.op for each in batch]  # made, not copied out to Python
-            session.run(fetched)
-            started, clips = time.perf_counter(), 0
-            while time.perf_counter() - started < seconds:
-                session.run(fetched)
-                clips += batch_size
-            rate = clips / (time.perf_counter() - started)
-            coordinator.request_stop()
-            session.run(queue.close(cancel_pending_enqueues=True))
-            coordinator.join(threads, stop_grace_period_secs=30, ignore_live_threads=True)
+            return timed_session(session, queue, lambda: session.run(fetched), batch_size, seconds)
+
+
+def timed_session(session: Any, queue: Any, step: Callable[[], object], batch_size: int, seconds: float) -> float:
+    """Clips a second of ``step``, which takes what readers put into queues meanwhile."""
+    import tensorflow as tf
+
+    coordinator = tf.compat.v1.train.Coordinator()
+    threads = tf.compat.v1.train.start_queue_runners(session, coordinator)
+    step()
+    started, clips = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        step()
+        clips += batch_size
+    rate = clips / (time.perf_counter() - started)
+    coordinator.request_stop()
+    session.run(queue.close(cancel_pending_enqueues=True))
+    coordinator.join(threads, stop_grace_period_secs=30, ignore_live_threads=True)
     return rate
 
 

@@ -48,37 +48,45 @@ class StackedCell:
         return x, tuple(new)
 
 
+def starter_graph(
+    initial: dict[str, np.ndarray], layers: int, inputs: tuple[Any, Any, Any], batch: int, clip: float = 1.0
+) -> tuple[Any, Any]:
+    """Loss and the operation that takes a step, in the present graph, on ``(B, T, D)`` floats, labels and lengths."""
+    x_raw, y, num_frames = inputs
+    named = {name: v1.get_variable(name, initializer=value, use_resource=False) for name, value in initial.items()}
+    scope = "tower/rnn/multi_rnn_cell/cell_{}/basic_lstm_cell/"
+    cell = StackedCell(
+        [named[scope.format(i) + "kernel"] for i in range(layers)],
+        [named[scope.format(i) + "bias"] for i in range(layers)],
+    )
+    x = tf.nn.l2_normalize(x_raw, 2)
+    _, state = v1.nn.dynamic_rnn(cell, x, sequence_length=num_frames, dtype=tf.float32)
+    h = state[-1][1]
+    gates, experts = named["tower/gates/weights"], named["tower/experts/weights"]
+    gating = tf.nn.softmax(tf.reshape(tf.matmul(h, gates), [-1, MIXTURES + 1]))
+    expert = tf.matmul(h, experts) + named["tower/experts/biases"]
+    expert = tf.sigmoid(tf.reshape(expert, [-1, MIXTURES]))
+    p = tf.reshape(tf.reduce_sum(gating[:, :MIXTURES] * expert, 1), [-1, CLASSES])
+    entropy = y * tf.math.log(p + 1e-5) + (1 - y) * tf.math.log(1 - p + 1e-5)
+    loss = tf.reduce_mean(tf.reduce_sum(-entropy, 1))
+    total = loss + 1e-8 * (tf.nn.l2_loss(gates) + tf.nn.l2_loss(experts))
+    step = v1.train.get_or_create_global_step()
+    rate = v1.train.exponential_decay(0.001, step * batch, 4_000_000, 0.95, staircase=True)
+    optimizer = v1.train.AdamOptimizer(rate)
+    gradients = optimizer.compute_gradients(total)
+    clipped = [(tf.clip_by_norm(g, clip), v) for g, v in gradients]
+    return loss, optimizer.apply_gradients(clipped, global_step=step)
+
+
 def starter_step(
     initial: dict[str, np.ndarray], layers: int, rows: int, batch: int, clip: float = 1.0
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], float]:
     """The starter code's graph from these weights; returns a function that takes one step and gives the loss."""
     graph = tf.Graph()
     with graph.as_default():
-        named = {name: v1.get_variable(name, initializer=value, use_resource=False) for name, value in initial.items()}
-        scope = "tower/rnn/multi_rnn_cell/cell_{}/basic_lstm_cell/"
         x_raw = v1.placeholder(tf.float32, [None, rows, FEATURES])
         y, num_frames = v1.placeholder(tf.float32, [None, CLASSES]), v1.placeholder(tf.int32, [None])
-        cell = StackedCell(
-            [named[scope.format(i) + "kernel"] for i in range(layers)],
-            [named[scope.format(i) + "bias"] for i in range(layers)],
-        )
-        x = tf.nn.l2_normalize(x_raw, 2)
-        _, state = v1.nn.dynamic_rnn(cell, x, sequence_length=num_frames, dtype=tf.float32)
-        h = state[-1][1]
-        gates, experts = named["tower/gates/weights"], named["tower/experts/weights"]
-        gating = tf.nn.softmax(tf.reshape(tf.matmul(h, gates), [-1, MIXTURES + 1]))
-        expert = tf.matmul(h, experts) + named["tower/experts/biases"]
-        expert = tf.sigmoid(tf.reshape(expert, [-1, MIXTURES]))
-        p = tf.reshape(tf.reduce_sum(gating[:, :MIXTURES] * expert, 1), [-1, CLASSES])
-        entropy = y * tf.math.log(p + 1e-5) + (1 - y) * tf.math.log(1 - p + 1e-5)
-        loss = tf.reduce_mean(tf.reduce_sum(-entropy, 1))
-        total = loss + 1e-8 * (tf.nn.l2_loss(gates) + tf.nn.l2_loss(experts))
-        step = v1.train.get_or_create_global_step()
-        rate = v1.train.exponential_decay(0.001, step * batch, 4_000_000, 0.95, staircase=True)
-        optimizer = v1.train.AdamOptimizer(rate)
-        gradients = optimizer.compute_gradients(total)
-        clipped = [(tf.clip_by_norm(g, clip), v) for g, v in gradients]
-        train = optimizer.apply_gradients(clipped, global_step=step)
+        loss, train = starter_graph(initial, layers, (x_raw, y, num_frames), batch, clip)
         session = v1.Session(graph=graph)
         session.run(v1.global_variables_initializer())
 
