@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import click
 from detector.config import LogSettings, Settings, load_settings
 from detector.errors import ConfigError, GunfireError, WeightsMissing
 
+_KAFKA_LOG_SECONDS, _KAFKA_KINDS = 10.0, 1_000
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -149,6 +151,33 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+class SparseKafkaLog(logging.Filter):
+    """One line in 10 s of each kind from the Kafka library, which says the same dozens of times a second while a broker
+    is away; the next says how many were left out. What it comes to, the bus says in its own words."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._next: dict[tuple[str, str], float] = {}
+        self._left_out: dict[tuple[str, str], int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith("kafka."):
+            return True
+        kind = (record.name, str(record.msg)[:80])
+        now = self._clock()
+        if now < self._next.get(kind, now):
+            self._left_out[kind] = self._left_out.get(kind, 0) + 1
+            return False
+        if len(self._next) >= _KAFKA_KINDS:
+            self._next.clear()
+        self._next[kind] = now + _KAFKA_LOG_SECONDS
+        more = self._left_out.pop(kind, 0)
+        if more:
+            record.msg, record.args = f"{record.getMessage()} ({more} more of this kind before it.)", ()
+        return True
+
+
 def configure_logging(settings: LogSettings) -> None:
     """Log to standard error, as text for people or JSON lines for programs."""
     handler = logging.StreamHandler()
@@ -156,5 +185,6 @@ def configure_logging(settings: LogSettings) -> None:
         handler.setFormatter(_JsonFormatter())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(SparseKafkaLog())
     logging.basicConfig(level=settings.level, handlers=[handler], force=True)
     logging.getLogger("kafka").setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -458,7 +458,9 @@ class KafkaProducer:
             consumer.check_owns(commits)
         if not commits and not self._waiting:
             return
-        timeout = self._settings.request_timeout_seconds
+        # No longer than the broker keeps it open. The library's transaction hangs on to a coordinator that died; the
+        # new client that comes after the timeout asks for the present one.
+        timeout = min(self._settings.request_timeout_seconds, _TRANSACTION_SECONDS)
         error = _bounded(lambda: self._transact(consumer, commits), timeout)
         if error is not None:
             self._recover(consumer, commits, error)

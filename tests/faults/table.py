@@ -332,7 +332,7 @@ class Fault:
 FAULTS = (
     Fault("detector killed, static name", kill_static, short=DELIVERIES),
     Fault("detector killed, one of two, no name", kill_dynamic),
-    Fault("broker killed and restarted", broker_killed, short=("at_least_once",)),
+    Fault("broker killed and restarted", broker_killed, short=()),
     Fault("no broker for a while", broker_away),
     Fault("broker slow", broker_slow),
     Fault("members come and go, no names", rebalances_dynamic),
