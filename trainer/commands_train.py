@@ -312,8 +312,8 @@ def _recipe(options: _Options) -> Recipe:
     foreign = sorted(set(given) - set(known))
     if foreign:
         raise ConfigError(
-            f"{', '.join('--' + name.replace('_', '-') for name in foreign)}: a {recipe.kind} model has no such thing. "
-            f"{'It takes ' + ', '.join('--' + name.replace('_', '-') for name in known) if known else 'Leave it out'}."
+            f"{', '.join('--' + name.replace('_', '-') for name in foreign)}: models of kind {recipe.kind} have no such thing. "
+            f"{'They take ' + ', '.join('--' + name.replace('_', '-') for name in known) if known else 'Leave it out'}."
         )
     if "video_level_classifier_model" in given:
         final = given["video_level_classifier_model"]

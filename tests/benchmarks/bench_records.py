@@ -74,25 +74,27 @@ def starter_code(files: list[str], batch_size: int, seconds: float) -> float:
         batch, queue = starter_batch(files, batch_size)
         with v1.Session() as session:
             fetched = [each.op for each in batch]  # made, not copied out to Python
-            return timed_session(session, queue, lambda: session.run(fetched), batch_size, seconds)
+            return timed_session(session, queue, lambda: session.run(fetched), batch_size, seconds)[0]
 
 
-def timed_session(session: Any, queue: Any, step: Callable[[], object], batch_size: int, seconds: float) -> float:
-    """Clips a second of ``step``, which takes what readers put into queues meanwhile."""
+def timed_session(
+    session: Any, queue: Any, step: Callable[[], object], batch_size: int, seconds: float
+) -> tuple[float, float]:
+    """Clips a second of ``step``, which takes what readers put into queues meanwhile, and processor seconds a clip."""
     import tensorflow as tf
 
     coordinator = tf.compat.v1.train.Coordinator()
     threads = tf.compat.v1.train.start_queue_runners(session, coordinator)
     step()
-    started, clips = time.perf_counter(), 0
+    started, busy, clips = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - started < seconds:
         step()
         clips += batch_size
-    rate = clips / (time.perf_counter() - started)
+    rate, cost = clips / (time.perf_counter() - started), (time.process_time() - busy) / clips
     coordinator.request_stop()
     session.run(queue.close(cancel_pending_enqueues=True))
     coordinator.join(threads, stop_grace_period_secs=30, ignore_live_threads=True)
-    return rate
+    return rate, cost
 
 
 def rate_of(clips: ClipSet, take: Callable[[int], object], seconds: float) -> float:

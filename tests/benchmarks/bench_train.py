@@ -28,8 +28,12 @@ from trainer.train_step import StepSettings, TrainStep
 v1 = tf.compat.v1
 
 
-def theirs(files: list[str], initial: dict[str, np.ndarray], layers: int, batch: int, seconds: float) -> float:
-    """Clips a second of the starter code."""
+Cost = tuple[float, float]
+"""Clips a second, and processor seconds a clip: the latter hardly depends on what else the machine does."""
+
+
+def theirs(files: list[str], initial: dict[str, np.ndarray], layers: int, batch: int, seconds: float) -> Cost:
+    """Of the starter code."""
     with tf.Graph().as_default():
         (_, values, labels, frames), queue = starter_batch(files, batch)
         # train.py asks for labels and predictions with every step, to print how good the batch was
@@ -39,15 +43,15 @@ def theirs(files: list[str], initial: dict[str, np.ndarray], layers: int, batch:
             return timed_session(session, queue, lambda: session.run([train, loss, labels]), batch, seconds)
 
 
-def ours(clips: ClipSet, step: TrainStep, batch: int, seconds: float) -> float:
-    """Clips a second of the loop of ``trainer.train``."""
+def ours(clips: ClipSet, step: TrainStep, batch: int, seconds: float) -> Cost:
+    """Of the loop of ``trainer.train``."""
     a_pass = len(clips) // batch  # whole batches only, as the starter code's are
 
     def taken(number: int) -> Batch:
         epoch, place = divmod(number, a_pass)
         return clips.gather(clips.order(1, epoch)[place * batch : (place + 1) * batch])
 
-    count, done, started = 0, 0, 0.0
+    count, done, started, busy = 0, 0, 0.0, 0.0
     with ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(taken, 0)
         while done < 1 or time.perf_counter() - started < seconds:
@@ -55,10 +59,10 @@ def ours(clips: ClipSet, step: TrainStep, batch: int, seconds: float) -> float:
             upcoming = pool.submit(taken, count)
             float(step(given.features, given.labels, given.num_frames).loss)
             if count == 1:
-                started = time.perf_counter()
+                started, busy = time.perf_counter(), time.process_time()
             else:
                 done += 1
-        return done * batch / (time.perf_counter() - started)
+        return done * batch / (time.perf_counter() - started), (time.process_time() - busy) / (done * batch)
 
 
 @click.command()
@@ -82,11 +86,13 @@ def main(cells: int, layers: int, batch: int, mixed_precision: bool, seconds: fl
     click.echo(
         f"LSTM {cells} x {layers}, batch {batch}{', bfloat16 products' if mixed_precision else ''}, with reading"
     )
-    click.echo(f"starter code: {statistics.median(pair[0] for pair in pairs):8.0f} clips/s")
-    click.echo(f"this project: {statistics.median(pair[1] for pair in pairs):8.0f} clips/s")
-    click.echo(
-        f"ratio: {statistics.median(b / a for a, b in pairs):.2f} ({', '.join(f'{b / a:.2f}' for a, b in pairs)})"
-    )
+    for k, name in enumerate(("starter code", "this project")):
+        rate, cost = (statistics.median(pair[k][part] for pair in pairs) for part in (0, 1))
+        click.echo(f"{name}: {rate:8.0f} clips/s, {cost * 1e6:8.0f} processor microseconds a clip")
+    faster = [b[0] / a[0] for a, b in pairs]
+    cheaper = [a[1] / b[1] for a, b in pairs]
+    click.echo(f"{statistics.median(faster):.2f} times as fast ({', '.join(f'{each:.2f}' for each in faster)})")
+    click.echo(f"{statistics.median(cheaper):.2f} times as cheap ({', '.join(f'{each:.2f}' for each in cheaper)})")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def test_both_spellings_are_one_option(tmp_path: Path, data: list[str]) -> None:
         (["--num_gpu=1"], "Give --gpus"),
         (["--optimizer=RMSPropOptimizer"], "give Adam or AdamW"),
         (["--model=NetVLAD"], "--model NetVLAD is unknown; there are lstm"),
-        (["--model=MoeModel", "--lstm_cells=3"], "--lstm-cells: a moe model has no such thing. It takes"),
+        (["--model=MoeModel", "--lstm_cells=3"], "--lstm-cells: models of kind moe have no such thing. They take"),
         (["--gpus=7"], "--gpus 7: TensorFlow finds no GPU"),
         (["--set", "batch_siz=3"], "batch_siz is unknown, did you mean batch_size"),
         (["--set", "nothing"], "KEY=VALUE is needed"),
