@@ -53,11 +53,11 @@ def make_run(folder: Path, kind: str = "lstm", *, seed: int = 3, **params: Any) 
     return run
 
 
-def make_starter_folder(folder: Path, model: str = "LstmModel", *, seed: int = 3) -> Path:
+def make_starter_folder(folder: Path, model: str = "LstmModel", *, seed: int = 3, **params: Any) -> Path:
     """What the starter code's train.py leaves."""
     folder.mkdir(parents=True)
     kind = KIND_BY_MODEL[model]
-    values = weights(build_classifier(kind, params_of(kind), seed=seed))
+    values = weights(build_classifier(kind, params_of(kind, **params), seed=seed))
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         for name, value in values.items():
             tf.compat.v1.get_variable(name, initializer=value, use_resource=False)

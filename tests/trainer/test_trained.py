@@ -102,10 +102,10 @@ def test_a_list_of_other_classes_is_refused(tmp_path: Path) -> None:
     run = open_trained(make_run(tmp_path / "run").folder)
     path = write_labels(tmp_path / "labels.csv")
     path.write_text(path.read_text().replace("Dog", "Cat"))
-    with pytest.raises(ConfigError, match="calls class 5 'Cat'; model .* calls it 'Dog'"):
+    with pytest.raises(ConfigError, match=r"calls class 5 'Cat'; model .* calls it 'Dog'"):
         labels_of(run, path)
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
-    with pytest.raises(ConfigError, match="holds 6 classes; model .* has 7"):
+    with pytest.raises(ConfigError, match=r"holds 6 classes; model .* has 7"):
         labels_of(run, path)
 
 
