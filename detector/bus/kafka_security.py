@@ -1,8 +1,8 @@
 """How a Kafka client proves who it is and to whom it speaks: TLS, SASL, tokens; and why a connection failed.
 
 ``connection`` makes of the settings what every client of the library takes. The library itself says of a failed TLS
-handshake only that it could not connect in time; ``why_not_connected`` finds the reason by
-connecting once by hand. Secrets stay out of every text here, and out of what the library writes to its log at DEBUG.
+handshake only that it could not connect in time; ``why_not_connected`` finds the reason by connecting once by hand.
+Secrets stay out of every text here, and out of what the library writes to its log at DEBUG.
 """
 
 from __future__ import annotations
@@ -137,17 +137,37 @@ def _harmless(value: Any) -> Any:
 
 class _Manager(KafkaConnectionManager):
     """The library's connections, mended: a login refused at the first connection ends the attempt and is the error.
-    As it is, the library tries on until its time is up and then says no more than that."""
+    As it is, the library loses a broker's last answer when the broker hangs up right after it, takes the hanging up for
+    the error, tries on until its time is up, and says no more than that. Once there was a connection it tries again as
+    ever, with a token asked for anew."""
+
+    _is_first = True
+
+    async def _build_transport(self, *arguments: Any, **options: Any) -> Any:
+        transport = await super()._build_transport(*arguments, **options)
+        receive = transport._sock_recv
+
+        def receive_all() -> tuple[bytes, BaseException | None]:
+            data, error = receive()
+            return (data, None) if data else (data, error)  # the error comes again with the next look
+
+        transport._sock_recv = receive_all
+        return transport
 
     def get_connection(self, node_id: Any, **options: Any) -> Any:
         connection = super().get_connection(node_id, **options)
-        if self.broker_version_data is None and not connection.init_future.is_done:
-            connection.init_future.add_errback(lambda error: self._remember(node_id, error))
-        return connection
+        if not self.cluster.is_bootstrap(node_id):
+            self._is_first = False
+        elif self._is_first and "close" not in vars(connection):
+            close = connection.close
 
-    def _remember(self, node_id: Any, error: BaseException) -> None:
-        if isinstance(error, _REFUSED):
-            self._auth_failures[node_id] = error  # what ``get_connection`` raises from now on
+            def remember_and_close(error: BaseException | None = None) -> None:
+                if isinstance(error, _REFUSED):
+                    self._auth_failures[node_id] = error  # what ``get_connection`` raises from now on
+                close(error)
+
+            connection.close = remember_and_close
+        return connection
 
 
 class _Client(KafkaNetClient):
@@ -359,7 +379,7 @@ def _tls_text(server: str, error: ssl.SSLError, connection: Mapping[str, Any]) -
             f"{server} does not accept this client's certificate ({reason}). Set bus.kafka.ssl_certificate_file to a "
             "current one that an authority of the broker's truststore signed."
         )
-    if "WRONG_VERSION_NUMBER" in reason or "RECORD_LAYER" in reason:
+    if "WRONG_VERSION_NUMBER" in reason or "RECORD_LAYER" in reason or "EOF" in reason:
         plain = "SASL_PLAINTEXT" if connection["security_protocol"] == "SASL_SSL" else "PLAINTEXT"
         return (
             f"{server} does not speak TLS ({reason}). Name its port for TLS in bus.kafka.bootstrap_servers, or, on a "

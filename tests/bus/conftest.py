@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from detector.bus import open_bus
 from detector.bus.base import Bus
 from detector.config import BusSettings, EmbeddedBusSettings, KafkaSettings
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-def _broker_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("deploy_kafka_broker", REPOSITORY / "deploy" / "kafka" / "broker.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+from tests.kafka_broker import broker_module
 
 
 @pytest.fixture(scope="session")
 def kafka_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A broker of this session's own. Skips where Java or Maven is missing, but fails so in CI."""
-    module = _broker_module()
-    missing = module.missing_tools()
-    if missing:
-        text = f"needs {' and '.join(missing)} (Debian: apt install openjdk-17-jre-headless maven)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(text)
-        pytest.skip(text)
+    module = broker_module()
     broker = module.Broker(tmp_path_factory.mktemp("kafka"), module.free_port())
     broker.start()
     try:
