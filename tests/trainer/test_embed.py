@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from detector.audio import clip_16k
 from detector.embedders.log_mel import log_mel_examples
 from detector.embedders.postprocess import dequantise
-from detector.errors import ConfigError, DataError, ModelError
+from detector.errors import ConfigError, DataError, ModelError, WeightsMissing
 from trainer.embed import EmbedReport, PackageClips, Progress, _clips_of, _Reading, embed_recordings, names_of
 from trainer.labels import LabelSet
 from trainer.recordings import Recording, Stretch, gather, read_list
@@ -491,7 +491,7 @@ def test_embeddings_without_quantisation_are_refused_with_the_reason(
     assert "not quantised" in result.output
     assert "--embedder vggish" in result.output
     result = run(*out, "--store", tmp_path)
-    assert result.exit_code == 1
+    assert result.exit_code == WeightsMissing.exit_code
     assert "detector models fetch vggish" in result.output
     assert run(*out, "--embedder", "x", "--checkpoint", "y").exit_code == ConfigError.exit_code
 
