@@ -169,8 +169,6 @@ def _operation(
     false_positive_rate: float,
     open_threshold: float | None,
 ) -> Operation:
-    from dataclasses import replace
-
     from trainer.export import Operation, close_threshold, operation_at, served_scores
     from trainer.metrics import family_labels
 
@@ -180,7 +178,6 @@ def _operation(
     scores = served_scores(trained, evaluation.clips, classes.family, window_examples)
     finite = np.isfinite(scores)
     positive = family_labels(evaluation.clips.label_matrix(), classes.family)
-    operation = operation_at(scores[finite], positive[finite], false_positive_rate, window_examples)
-    if open_threshold is not None:
-        operation = replace(operation, open_threshold=open_threshold, close_threshold=close_threshold(open_threshold))
-    return operation
+    return operation_at(
+        scores[finite], positive[finite], false_positive_rate, window_examples, open_threshold=open_threshold
+    )

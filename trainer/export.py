@@ -123,11 +123,14 @@ def served_scores(trained: Trained, clips: ClipSet, family: Sequence[int], windo
     import tensorflow as tf
 
     classifier = trained.classifier
-    function = tf.function(lambda x, n: classifier(x, n), reduce_retracing=True)
+    size, video = clips.spec.size, clips.spec.level == "video"
+    shape = [None, size] if video else [None, window_examples, size]
+    signature = [tf.TensorSpec(shape, tf.float32), tf.TensorSpec([None], tf.int32)]
+    function = tf.function(lambda x, n: classifier(x, n), input_signature=signature)
     out = np.empty(len(clips), np.float32)
     for start in range(0, len(clips), _BATCH_CLIPS):
         chosen = np.arange(start, min(start + _BATCH_CLIPS, len(clips)))
-        if clips.spec.level == "video":
+        if video:
             batch = clips.gather(chosen)
             out[chosen] = family_scores(function(batch.values, batch.num_frames).numpy(), family)
             continue
@@ -161,40 +164,47 @@ class Operation:
 
 
 def operation_at(
-    scores: Float32Array, positive: BoolArray, false_positive_rate: float, window_examples: int
+    scores: Float32Array,
+    positive: BoolArray,
+    false_positive_rate: float,
+    window_examples: int,
+    *,
+    open_threshold: float | None = None,
 ) -> Operation:
-    """The lowest threshold that lets no more than this share of clips without gunfire through, and the curve.
+    """The lowest threshold that lets no more than this share of clips without gunfire through (or the one given), and
+    the curve.
 
     False alarms an hour are those of such clips one after the other, each as long as a window.
 
-    Raises DataError where clips are of one kind only, or the loudest score belongs to too many clips without gunfire.
+    Raises DataError where clips are of one kind only, or no score keeps the promise.
     """
     curve = Curve.of(scores, positive)
     if not curve.positives or not curve.negatives:
         what = "carries" if not curve.positives else "lacks"
         raise DataError(f"None of {len(scores)} clips {what} a class of the family: no threshold can be chosen.")
-    chosen = curve.at_false_positive_rate(false_positive_rate)
-    if math.isinf(chosen.threshold):
-        raise DataError(
-            f"No threshold lets only {100 * false_positive_rate:g} % of {curve.negatives} clips without gunfire "
-            "through: the highest score is a false positive. Allow more, or evaluate on more clips."
-        )
     clips_per_hour = 3600.0 / (window_examples * HOP_SECONDS)
     rows: dict[float, dict[str, float]] = {}
     for rate in np.geomspace(_LOOSEST_RATE, 1.0 / curve.negatives, CURVE_POINTS).tolist():
         at = curve.at_false_positive_rate(min(rate, 1.0))
         if math.isfinite(at.threshold):
-            threshold = _within(at.threshold)
+            threshold = _just_below(at.threshold)
             rows[threshold] = {
                 "threshold": threshold,
                 "recall": round(at.recall, 6),
                 "false_alarms_per_hour": round(at.false_positive_rate * clips_per_hour, 4),
                 "false_positive_rate": round(at.false_positive_rate, 8),
             }
-    opened = _within(chosen.threshold)
-    return Operation(
-        opened, close_threshold(opened), tuple(rows[threshold] for threshold in sorted(rows)), chosen.recall
-    )
+    if open_threshold is None:
+        chosen = curve.at_false_positive_rate(false_positive_rate)
+        if math.isinf(chosen.threshold):
+            raise DataError(
+                f"No threshold lets only {100 * false_positive_rate:g} % of {curve.negatives} clips without gunfire "
+                "through: the highest score is a false positive. Allow more, or evaluate on more clips."
+            )
+        open_threshold = _just_below(chosen.threshold)
+    recall, _ = curve.at_threshold(open_threshold)
+    ascending = tuple(rows[threshold] for threshold in sorted(rows))
+    return Operation(open_threshold, close_threshold(open_threshold), ascending, float(recall))
 
 
 def close_threshold(open_threshold: float) -> float:
@@ -203,9 +213,9 @@ def close_threshold(open_threshold: float) -> float:
     return min(open_threshold, round(odds / (1.0 + odds), 6))
 
 
-def _within(threshold: float) -> float:
-    """Rounded down, so that the score it was taken from is still at or above it; a probability."""
-    return min(1.0, max(0.0, math.floor(threshold * 1e7) / 1e7))
+def _just_below(threshold: float) -> float:
+    """So that the score it was taken from stays above it when another batch or machine changes its last digits."""
+    return min(1.0, max(0.0, float(f"{threshold * (1.0 - 2e-6):.6g}")))
 
 
 # --- the package --------------------------------------------------------------------------------------------------
