@@ -1,15 +1,21 @@
-"""From the end of a chunk's capture to an alert in a subscriber's hands: real processes, embedded bus, real time.
+"""From the end of a chunk's capture to an alert in a subscriber's hands: real processes, a real bus, real time.
 
 The daemon runs as its own process with the built-in model. This process publishes the chunks of many streams when
 their last sample would have been captured, spread evenly over the chunk's length, and reads the alert topic as any
 subscriber would. Loud synthetic shots come in random streams.
 
-    python -m tests.benchmarks.bench_latency [--streams 50] [--seconds 40]
+    python -m tests.benchmarks.bench_latency [--streams 50] [--seconds 40] [--bus kafka] [--delivery exactly_once ...]
+        [--rounds 3] [--light]
+
+``--bus kafka`` starts a broker of its own. Several deliveries are measured in turns, ``--rounds`` times each, and what
+exactly-once adds at the median is told from the pairs: on a shared machine that says more than two runs apart.
+``--light``: a scorer without a network, so that the bus alone is seen. Exit code 1 where exactly-once adds over 50 ms.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,87 +23,149 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from detector import alert as alerts
 from detector.audio import float_to_int16
-from detector.bus.embedded import EmbeddedBus
+from detector.bus import open_bus
 from detector.chunk import CHUNK_SAMPLES, CHUNK_SECONDS, Chunk, encode
+from detector.config import load_settings
+from detector.daemon import topic_settings
 from detector.demo import free_port, wait_ready
 from tests.sounds import SHOT_SAMPLES, street_shot
 
 SHOT_EVERY_CHUNKS = 6
+ADDED_TARGET_SECONDS = 0.05
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--seconds", type=float, default=40.0, help="of audio in each round")
+    parser.add_argument("--bus", choices=("embedded", "kafka"), default="embedded")
+    modes = ("at_least_once", "exactly_once")
+    parser.add_argument("--delivery", nargs="+", choices=modes, default=["at_least_once"])
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--light", action="store_true", help="a scorer without a network")
     options = parser.parse_args()
+    medians: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name, bus_environ(options.bus, Path(name)) as environ:
+        for turn in range(options.rounds):
+            for delivery in options.delivery:
+                folder = Path(name) / f"{delivery}-{turn}"
+                folder.mkdir()
+                print(f"{options.bus} bus, {delivery}:")
+                seconds = measure(folder, {**environ, **own_topics(delivery, turn)}, options)
+                medians.setdefault(delivery, []).append(float(np.median(seconds)))
+    if len(medians) < 2:
+        return 0
+    added = [b - a for a, b in zip(medians["at_least_once"], medians["exactly_once"], strict=True)]
+    print(
+        f"exactly-once adds {np.median(added) * 1000:.0f} ms at p50 "
+        f"({', '.join(f'{a * 1000:.0f}' for a in added)} ms in {len(added)} pairs)"
+    )
+    return int(np.median(added) > ADDED_TARGET_SECONDS)
+
+
+@contextlib.contextmanager
+def bus_environ(kind: str, folder: Path) -> Iterator[dict[str, str]]:
+    """The bus as environment of the detector; a broker lives while inside."""
+    if kind == "embedded":
+        yield {"DETECTOR__BUS__EMBEDDED__PATH": str(folder / "bus.sqlite3")}
+        return
+    from tests.faults.table import bus_environ as kafka_environ
+    from tests.faults.table import cluster_of
+
+    with cluster_of(folder / "kafka", 1) as cluster:
+        yield kafka_environ(cluster)
+
+
+def own_topics(delivery: str, turn: int) -> dict[str, str]:
+    name = f"{delivery}.{turn}"
+    return {
+        "DETECTOR__DAEMON__DELIVERY": delivery,
+        "DETECTOR__DAEMON__GROUP": name,
+        "DETECTOR__TOPICS__CHUNKS": f"{name}.chunks",
+        "DETECTOR__TOPICS__ALERTS": f"{name}.alerts",
+        "DETECTOR__TOPICS__DEADLETTER": f"{name}.deadletter",
+        # an eager threshold: what is measured is how long an alert takes, not what the model makes of these shots
+        "DETECTOR__DECISION__OPEN_THRESHOLD": "0.05",
+        "DETECTOR__LOG__LEVEL": "WARNING",
+    }
+
+
+def measure(folder: Path, environ: dict[str, str], options: argparse.Namespace) -> npt.NDArray[np.float64]:
+    """One daemon, one round of audio; seconds from capture end to subscriber of each alert opened, sorted."""
     rng = np.random.default_rng(1)
     rounds = round(options.seconds / CHUNK_SECONDS)
     shots = [street_shot(rng) for _ in range(8)]
-    with tempfile.TemporaryDirectory() as name:
-        folder, port = Path(name), free_port()
-        # an eager threshold: what is measured is how long an alert takes, not what the model makes of these shots
-        eager = {"DETECTOR__DECISION__OPEN_THRESHOLD": "0.05", "DETECTOR__LOG__LEVEL": "WARNING"}
-        environ = {**os.environ, **eager, "DETECTOR__CONSOLE__PORT": str(port)}
-        command = [sys.executable, "-m", "detector", "run", "--bus-path", str(folder / "bus.sqlite3")]
-        with (folder / "detector.log").open("wb") as log:
-            daemon = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
-        wait_ready(daemon, port, folder)
-        bus = EmbeddedBus(folder / "bus.sqlite3")
-        consumer = bus.consumer(["gunfire.alerts"], None)
-        latencies: list[float] = []
-        ended = threading.Event()
+    port = free_port()
+    settings = load_settings(None, environ)
+    bus = open_bus(settings.bus)
+    bus.create_topics(topic_settings(settings.topics))
+    program = "tests.faults.crest_daemon" if options.light else "detector"
+    with (folder / "detector.log").open("wb") as log:
+        daemon = subprocess.Popen(
+            [sys.executable, "-m", program, "run"],
+            env={**os.environ, **environ, "DETECTOR__CONSOLE__PORT": str(port)},
+            stdout=log,
+            stderr=log,
+        )
+    wait_ready(daemon, port, folder)
+    consumer = bus.consumer([settings.topics.alerts], None)
+    latencies: list[float] = []
+    ended = threading.Event()
 
-        def subscribe() -> None:
-            while not ended.is_set():
-                for record in consumer.poll(0.2):
-                    now = time.time()
-                    alert = alerts.decode(record.key, record.value, record.headers)
-                    if alert.state == "opened":
-                        # the example ends with its chunk, so the decision's sample is the capture's end
-                        latencies.append(
-                            now - alert.onset_at_ns / 1e9 - (alert.decided_sample - alert.onset_sample) / 16e3
-                        )
+    def subscribe() -> None:
+        while not ended.is_set():
+            for record in consumer.poll(0.2):
+                now = time.time()
+                alert = alerts.decode(record.key, record.value, record.headers)
+                if alert.state == "opened":
+                    # the example ends with its chunk, so the decision's sample is the capture's end
+                    latencies.append(now - alert.onset_at_ns / 1e9 - (alert.decided_sample - alert.onset_sample) / 16e3)
 
-        subscriber = threading.Thread(target=subscribe)
-        subscriber.start()
-        producer = bus.producer()
-        began, late = time.time() + 0.5, 0.0
-        for seq in range(rounds):
-            for i in range(options.streams):
-                noise = rng.normal(0, 0.002, CHUNK_SAMPLES)
-                if seq > 1 and (seq + i) % SHOT_EVERY_CHUNKS == 0:
-                    at = int(rng.integers(0, CHUNK_SAMPLES - SHOT_SAMPLES))
-                    noise[at : at + SHOT_SAMPLES] += shots[int(rng.integers(len(shots)))]
-                begins = began + (seq + i / options.streams) * CHUNK_SECONDS
-                chunk = Chunk(f"sensor-{i:03}", "bench", seq, int(begins * 1e9), float_to_int16(noise))
-                key, value, headers = encode(chunk)
-                wait = begins + CHUNK_SECONDS - time.time()
-                if wait > 0:
-                    time.sleep(wait)
-                late = max(late, -wait)
-                producer.send("audio.chunks", key, value, headers)
-                producer.flush()
-        time.sleep(2.0)
-        ended.set()
-        subscriber.join()
-        daemon.send_signal(signal.SIGTERM)
-        code = daemon.wait(30)
-        producer.close()
-        consumer.close()
-        bus.close()
-    fired = sum((seq + i) % SHOT_EVERY_CHUNKS == 0 for seq in range(2, rounds) for i in range(options.streams))
-    ms = np.sort(latencies) * 1000
-    print(f"{options.streams} streams, {rounds * options.streams} chunks, {fired} with shots, {len(ms)} alerts opened")
+    subscriber = threading.Thread(target=subscribe)
+    subscriber.start()
+    producer = bus.producer()
+    began, late = time.time() + 0.5, 0.0
+    for seq in range(rounds):
+        for i in range(options.streams):
+            noise = rng.normal(0, 0.002, CHUNK_SAMPLES)
+            if seq > 1 and (seq + i) % SHOT_EVERY_CHUNKS == 0:
+                at = int(rng.integers(0, CHUNK_SAMPLES - SHOT_SAMPLES))
+                noise[at : at + SHOT_SAMPLES] += shots[int(rng.integers(len(shots)))]
+            begins = began + (seq + i / options.streams) * CHUNK_SECONDS
+            chunk = Chunk(f"sensor-{i:03}", "bench", seq, int(begins * 1e9), float_to_int16(noise))
+            key, value, headers = encode(chunk)
+            wait = begins + CHUNK_SECONDS - time.time()
+            if wait > 0:
+                time.sleep(wait)
+            late = max(late, -wait)
+            producer.send(settings.topics.chunks, key, value, headers)
+            producer.flush()
+    time.sleep(2.0)
+    ended.set()
+    subscriber.join()
+    daemon.send_signal(signal.SIGTERM)
+    code = daemon.wait(30)
+    bus.close()
+    tell(options.streams, rounds, np.sort(latencies), late, code)
+    return np.sort(np.asarray(latencies))
+
+
+def tell(streams: int, rounds: int, seconds: Sequence[float] | npt.NDArray[np.float64], late: float, code: int) -> None:
+    fired = sum((seq + i) % SHOT_EVERY_CHUNKS == 0 for seq in range(2, rounds) for i in range(streams))
+    ms = np.asarray(seconds) * 1000
+    print(f"{streams} streams, {rounds * streams} chunks, {fired} with shots, {len(ms)} alerts opened")
     print(f"capture end to subscriber: p50 {np.percentile(ms, 50):.0f} ms, p90 {np.percentile(ms, 90):.0f} ms, "
           f"p99 {np.percentile(ms, 99):.0f} ms, worst {ms[-1]:.0f} ms")  # fmt: skip
     print(f"producer late by at most {late * 1000:.0f} ms (counted in the above); daemon ended with exit code {code}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

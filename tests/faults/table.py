@@ -13,6 +13,7 @@ import contextlib
 import importlib.util
 import random
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -192,6 +193,27 @@ def kill_dynamic(case: Case) -> Outcome:
     return kill_detector(case, 20 if case.long else 1, [None, None])
 
 
+def detector_hangs(case: Case) -> Outcome:
+    """One of two detectors is stopped (SIGSTOP) for longer than the session timeout, in whatever it was doing; the
+    other takes its partitions over; then it wakes and believes that they are still its own."""
+    load = case.trial.load()
+    detectors = [case.trial.detector(), case.trial.detector()]
+    case.progress.recovery_seconds(0.0, dict.fromkeys(range(case.trial.settings.topics.partitions), 0))
+    until(lambda: all(d.works() for d in detectors), "both work", RECOVERY_SECONDS)
+    for turn in range(8 if case.long else 1):
+        time.sleep(case.rng.uniform(0.0, 2.0))
+        before, hung = case.progress.now(), time.monotonic()
+        detectors[turn % 2].process.send_signal(signal.SIGSTOP)
+        try:
+            case.blow(hung, before)
+            time.sleep(case.rng.uniform(0.0, 2.0))
+        finally:
+            detectors[turn % 2].process.send_signal(signal.SIGCONT)
+        woken = detectors[turn % 2]
+        until(lambda woken=woken: woken.works(), "it works again", RECOVERY_SECONDS)
+    return case.settle(load)
+
+
 def restart_broker(case: Case, away_seconds: float) -> Outcome:
     """``kill -9`` of the only broker, and a start after a while."""
     load = case.trial.load()
@@ -332,6 +354,7 @@ class Fault:
 FAULTS = (
     Fault("detector killed, static name", kill_static, short=DELIVERIES),
     Fault("detector killed, one of two, no name", kill_dynamic),
+    Fault("detector hangs, another takes over", detector_hangs, short=()),
     Fault("broker killed and restarted", broker_killed, short=()),
     Fault("no broker for a while", broker_away),
     Fault("broker slow", broker_slow),
