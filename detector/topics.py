@@ -162,6 +162,13 @@ def _check_copies(name: str, wanted: TopicSettings, found: TopicFacts) -> Iterat
             "are refused for now.",
             "Start the brokers that are down.",
         )
+    elif found.in_sync < found.copies:
+        yield Finding(
+            "warning",
+            name,
+            f"only {found.in_sync} of {found.copies} copies are up to date.",
+            "Start the brokers that are down; a copy that was away needs a while to catch up.",
+        )
     elif found.copies < wanted.replication_factor:
         yield Finding(
             "warning",

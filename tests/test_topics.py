@@ -57,7 +57,7 @@ def test_topics_as_they_are_made_are_well(settings: Settings, facts: dict[str, T
 
 
 def test_more_than_wanted_is_well(settings: Settings, facts: dict[str, TopicFacts | None]) -> None:
-    more = replace(with_configs(facts[CHUNKS], retention_ms="-1"), partitions=64, copies=5, in_sync=4)
+    more = replace(with_configs(facts[CHUNKS], retention_ms="-1"), partitions=64, copies=5, in_sync=5)
     assert check_facts(settings, facts | {CHUNKS: more}) == []
 
 
@@ -78,6 +78,7 @@ def test_a_missing_topic(settings: Settings, facts: dict[str, TopicFacts | None]
             "reassign-partitions",
         ),
         ({"in_sync": 1}, "error", "only 1 of 3 copies are up to date", "Start the brokers"),
+        ({"in_sync": 2}, "warning", "only 2 of 3 copies are up to date.", "Start the brokers"),
         ({"copies": 2, "in_sync": 2}, "warning", "2 copies, and topics.replication_factor is 3", "reassign-partitions"),
         ({"configs": None}, "warning", "may not read its settings", "DESCRIBE_CONFIGS"),
     ],
