@@ -29,6 +29,7 @@ GUNFIRE = "Gunshot, gunfire, -Cap gun"
 LOOK_ALIKES = "Fireworks, Firecracker, =Explosion, Thunder, Burst, pop, Boom"
 GUNFIRE_CLASSES = ("Gunshot, gunfire", "Machine gun", "Fusillade", "Artillery fire")
 """``GUNFIRE`` where no ontology says what lies below."""
+_NO_GUNFIRE = ("Cap gun",)
 LOOK_ALIKE_ITEMS = ("Fireworks", "Firecracker", "=Explosion", "Thunder", "Burst, pop", "Boom")
 
 _HEADER = ["index", "mid", "display_name"]
@@ -256,9 +257,10 @@ class LabelSet:
 
 def gunfire_classes(labels: LabelSet, ontology: Ontology | None = None) -> tuple[int, ...]:
     """Indices of ``GUNFIRE``, with or without an ontology; none where the labels hold no gunfire."""
-    if ontology is not None:
+    if ontology is not None and ontology.find(GUNFIRE_CLASSES[0]) is not None:
+        items = [GUNFIRE_CLASSES[0], *(f"-{name}" for name in _NO_GUNFIRE if ontology.find(name) is not None)]
         try:
-            return labels.resolve(GUNFIRE, ontology)
+            return labels.resolve(items, ontology)
         except DataError:
             return ()
     return tuple(sorted(found.index for name in GUNFIRE_CLASSES if (found := labels.find(name)) is not None))

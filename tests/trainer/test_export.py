@@ -97,7 +97,7 @@ def test_the_detector_serves_a_trained_model_of_every_kind(kind: str, tmp_path: 
 
 def test_a_package_is_the_run_it_was_made_of(folder: Path, tmp_path: Path) -> None:
     manifest = export(
-        folder / "run", tmp_path / "package", "--data", folder, "--version", "1.2", "--license", "CC0-1.0"
+        folder / "run", tmp_path / "package", "--data", folder, *TEN_PERCENT, "--version", "1.2", "--license", "X"
     )
     assert open_trained(tmp_path / "package").sha256 == open_trained(folder / "run").sha256
     assert manifest.labels == LABELS.names

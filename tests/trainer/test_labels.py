@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.errors import DataError
-from trainer.labels import GUNFIRE, LOOK_ALIKES, Label, LabelSet, Node, Ontology
+from trainer.labels import (
+    GUNFIRE,
+    LOOK_ALIKES,
+    Label,
+    LabelSet,
+    Node,
+    Ontology,
+    gunfire_classes,
+    look_alike_classes,
+)
 from trainer.segments import Segment, read_segments
 
 NAMES = ("Speech", "Explosion", "Gunshot, gunfire", "Machine gun", "Cap gun", "Fireworks", "Burst, pop", "Boom")
@@ -217,3 +226,16 @@ def test_an_empty_segment_list_is_told(tmp_path: Path) -> None:
         read_segments(write(tmp_path / "s.csv", "# made\n"), LABELS)
     with pytest.raises(DataError, match="can't be read"):
         read_segments(tmp_path / "missing.csv", LABELS)
+
+
+def test_gunfire_and_its_look_alikes_are_found_with_and_without_an_ontology() -> None:
+    assert gunfire_classes(LABELS) == (2, 3)
+    assert gunfire_classes(LABELS, ONTOLOGY) == (2, 3)
+    without_cap_gun = Ontology(
+        [Node("/m/2", "Gunshot, gunfire", ("/m/3",), False), Node("/m/3", "Machine gun", (), False)]
+    )
+    assert gunfire_classes(LABELS, without_cap_gun) == (2, 3)
+    assert gunfire_classes(LABELS, Ontology([Node("/m/0", "Speech", (), False)])) == (2, 3)
+    assert look_alike_classes(LABELS) == look_alike_classes(LABELS, ONTOLOGY) == (1, 5, 6, 7)
+    none = LabelSet.of_names(["Speech", "Dog"])
+    assert gunfire_classes(none) == gunfire_classes(none, ONTOLOGY) == look_alike_classes(none) == ()
