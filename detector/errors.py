@@ -9,7 +9,7 @@ GunfireError
 ├── ModelError           a checkpoint or package that is damaged, foreign or does not fit
 │   └── WeightsMissing   its weights have to be fetched first; exit code 78
 ├── DataError            features, labels or lists to train or evaluate on that can't be used (trainer)
-├── TrainingError        training whose loss or gradients are no numbers (trainer)
+├── TrainingError        training that can't go on: no numbers, no memory, no other workers (trainer)
 └── BusError
     ├── BusUnavailable   for now; trying again may help
     │   └── BusMissing   there is no bus file yet, and reading makes none
@@ -70,7 +70,7 @@ class DataError(GunfireError):
 
 
 class TrainingError(GunfireError):
-    """Training can't go on: its loss or gradients are no numbers."""
+    """Training can't go on: its loss is no number, memory runs out, or another worker went away."""
 
 
 class BusError(GunfireError):

@@ -15,13 +15,14 @@ import re
 import struct
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from detector.errors import DataError
+from detector.errors import ConfigError, DataError
 from trainer.metrics import Curve
 from trainer.records import Damage, masked_crc, read_records
 from trainer.run import put_in_place, write_whole
@@ -65,18 +66,19 @@ class CsvLog:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append a row; numbers with 9 digits, which tell every float32 apart."""
         row = {key: f"{value:.9g}" for key, value in values.items() if not np.isnan(value)}
-        self._writer.writerow({"step": str(step), **row})
+        with _told(self._path):
+            self._writer.writerow({"step": str(step), **row})
 
     def flush(self) -> None:
         """To the disk; DataError where it refuses."""
-        try:
+        with _told(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise DataError(f"{self._path} can't be written: {error.strerror or error}.") from error
 
     def close(self) -> None:
-        self._file.close()
+        """What the disk won't take any more is lost; ``flush`` says so where it matters."""
+        with suppress(OSError):
+            self._file.close()
 
 
 class Events:
@@ -87,7 +89,12 @@ class Events:
 
     def __init__(self, folder: Path, step: int) -> None:
         """Goes on with the events up to ``step``: they are copied to a new file, the old ones are removed."""
-        from tensorboard.compat.proto.event_pb2 import Event
+        try:
+            from tensorboard.compat.proto.event_pb2 import Event
+        except ImportError:
+            raise ConfigError(
+                "TensorBoard is not installed. Install gunfire-detector[trainer], or go without: --tensorboard=false."
+            ) from None
 
         self._event_type: Any = Event
         try:
@@ -149,17 +156,28 @@ class Events:
     def _write(self, step: int, summary: bytes) -> None:
         event = self._event_type(wall_time=time.time(), step=step)
         event.summary.ParseFromString(summary)
-        self._file.write(_framed(event.SerializeToString()))
+        with _told(self._path):
+            self._file.write(_framed(event.SerializeToString()))
 
     def flush(self) -> None:
         """To the system; DataError where the disk refuses."""
-        try:
+        with _told(self._path):
             self._file.flush()
-        except OSError as error:
-            raise DataError(f"{self._path} can't be written: {error.strerror or error}.") from error
 
     def close(self) -> None:
-        self._file.close()
+        """As of ``CsvLog``."""
+        with suppress(OSError):
+            self._file.close()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path} can't be written: {error.strerror or error}. Make room, then start the same command again."
+        ) from error
 
 
 def _whole_records(path: Path) -> Iterator[bytes]:

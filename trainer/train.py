@@ -224,13 +224,26 @@ class Trainer:
         """To the end, or until stopped.
 
         Raises:
-            TrainingError: loss or gradients are no numbers; the newest checkpoint is from before.
+            TrainingError: loss or gradients are no numbers, memory runs out, or a worker went away; the newest
+                checkpoint is from before.
             DataError: the disk refuses a checkpoint; the older ones are there.
         """
         try:
             if self._saved_at < 0:
                 self._save()  # whatever happens, there is something to serve
             reason = self._train()
+        except tf.errors.ResourceExhaustedError as error:
+            raise TrainingError(
+                f"Step {self.step + 1} needs more memory than there is. Give a smaller --batch-size; the "
+                "checkpoint is as it was."
+            ) from error
+        except tf.errors.OpError as error:
+            if self._workers == 1:
+                raise
+            raise TrainingError(
+                f"The workers lost each other: {str(error).splitlines()[0]} Start the same command on all of them "
+                "again; they go on from the newest checkpoint."
+            ) from error
         finally:
             for each in (self._log, self._events):
                 if each is not None:

@@ -23,6 +23,7 @@ from trainer.__main__ import main
 from trainer.commands_train import _Lines
 from trainer.records import RecordWriter, encode_clip
 from trainer.run import Run
+from trainer.starter_checkpoint import load_starter_model
 from trainer.summaries import _whole_records
 from trainer.train import Trainer
 
@@ -178,6 +179,19 @@ def test_the_starter_codes_folder_is_left_alone_and_can_be_started_from(tmp_path
     refused = run(f"--train-dir={theirs}", *data, *small(), code=78)
     assert f"--start-from {theirs}" in refused.output
     assert [path.name for path in theirs.iterdir()] == ["model_flags.json"]
+
+
+@pytest.mark.golden
+def test_the_starter_codes_weights_are_where_a_run_begins(tmp_path: Path, golden_dir: Path) -> None:
+    theirs = golden_dir / "e2e_lstm16"
+    run(
+        *(f"--train-dir={tmp_path / 'run'}", f"--train-data={golden_dir / 'yt8m_style.tfrecord'}"),
+        *("--recipe=reference", "--model=LstmModel", "--lstm_cells=16", "--frame_features", f"--start-from={theirs}"),
+        *("--base_learning_rate=1e-12", "--max_steps=1", "--num_epochs=1"),
+    )
+    expected = weights(load_starter_model(theirs).classifier)
+    for name, value in Run.open(tmp_path / "run").weights()[0].items():
+        np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-9)
 
 
 def test_a_run_starts_from_another_runs_weights(tmp_path: Path, data: list[str]) -> None:
