@@ -52,7 +52,11 @@ class Daemon:
         arguments = [sys.executable, "-m", "detector", "run", "--bus-path", str(folder / "bus.sqlite3")]
         self.log = (folder / "detector.log").open("ab")
         self.process = subprocess.Popen(arguments, env=environ, stdout=self.log, stderr=self.log, cwd=folder)
-        wait_ready(self.process, self.port, folder)
+        try:
+            wait_ready(self.process, self.port, folder)
+        except BaseException:
+            self.end(signal.SIGKILL)
+            raise
 
     def get(self, path):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as reply:
