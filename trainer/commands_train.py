@@ -16,7 +16,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -244,10 +244,11 @@ def train_command(**given: Any) -> None:
         raise ConfigError("--eval-data and --eval-fraction are both given; one of them is enough.")
     training, evaluation, config = _data(options, recipe, spec, labels, ontology, say)
     start = None if given["start_from"] is None else _first_weights(given["start_from"], config)
+    from trainer.train import Trainer, step_settings, steps_in_all
+
+    step_settings(recipe, steps_in_all(len(training), recipe), given["seed"])  # what can't be, before a folder is made
     with _locked(train_dir, machine.chief):
         run, fresh = _folder(train_dir, config, bool(given["start_new_model"]), machine.chief)
-        from trainer.train import Trainer
-
         stop = _Stop()
         with _listener(given["quiet"] or not machine.chief) as listener, stop.signals():
             trainer = Trainer(
@@ -312,8 +313,8 @@ def _recipe(options: _Options) -> Recipe:
     foreign = sorted(set(given) - set(known))
     if foreign:
         raise ConfigError(
-            f"{', '.join('--' + name.replace('_', '-') for name in foreign)}: models of kind {recipe.kind} have no such thing. "
-            f"{'They take ' + ', '.join('--' + name.replace('_', '-') for name in known) if known else 'Leave it out'}."
+            f"{_spelled(foreign)}: models of kind {recipe.kind} have no such thing. "
+            f"{'They take ' + _spelled(known) if known else 'Leave it out'}."
         )
     if "video_level_classifier_model" in given:
         final = given["video_level_classifier_model"]
@@ -328,6 +329,10 @@ def _recipe(options: _Options) -> Recipe:
             raise ConfigError(f"--set {text}: KEY=VALUE is needed, for example --set params.cells=256.")
         settings[key.strip()] = value.strip()
     return recipe.with_texts(settings) if settings else recipe
+
+
+def _spelled(names: Sequence[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
 def _labels(options: _Options) -> tuple[LabelSet, Ontology | None]:
@@ -576,10 +581,8 @@ def _folder(folder: Path, config: RunConfig, start_new: bool, chief: bool) -> tu
     """The run, and whether it begins anew. ConfigError where the folder holds a run that was told otherwise."""
     from trainer.run import Run
 
-    if not Run.is_run(folder):
-        return (Run.create(folder, config) if chief else Run(folder, config)), not Run(
-            folder, config
-        ).checkpoint_paths()
+    if not Run.is_run(folder) or not Run(folder, config).checkpoint_paths():  # nothing to lose, nothing to go on from
+        return (Run.create(folder, config) if chief else Run(folder, config)), True
     if start_new:
         run = Run.create(folder, config) if chief else Run(folder, config)
         if chief:

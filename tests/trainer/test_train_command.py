@@ -127,7 +127,16 @@ def test_what_can_not_be_is_refused_before_anything_is_written(
 ) -> None:
     result = run(*data, f"--train-dir={tmp_path / 'run'}", "--recipe=reference", *options, code=78)
     assert re.search(words, result.output), result.output
-    assert not list(tmp_path.glob("run/checkpoints/*"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_beginning_does_not_stand_in_the_way(tmp_path: Path, data: list[str]) -> None:
+    folder = f"--train-dir={tmp_path / 'run'}"
+    run(folder, *data, *small("--hard-negatives=2", "--family=Dog", "--look-alikes=Thunder", "--best-by=map"))
+    late = ["--recipe=reference", "--model=frame_logistic", "--num-epochs=1", "--set=params.cells=3"]
+    other = f"--train-dir={tmp_path / 'other'}"
+    run(other, *data, *late, code=1)
+    run(other, *data, *small())
 
 
 def test_bad_data_is_told_with_its_place(tmp_path: Path, data: list[str]) -> None:
