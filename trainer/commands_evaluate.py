@@ -163,9 +163,11 @@ def read_for(
     stop_on_damage: bool,
 ) -> tuple[Trained, Classes, ClipSet]:
     """The model, the classes that count, and the clips, with a bar for the files; damage is told at the end."""
+    from detector.model import configure_tensorflow
     from trainer.classes import classes_of
     from trainer.trained import open_trained, read_data
 
+    configure_tensorflow()
     trained = open_trained(model_name, "latest" if which == "latest" else "best")
     classes = classes_of(trained, labels_path, ontology_path, family, look_alikes)
     with progress_bar() as progress:

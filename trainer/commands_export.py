@@ -107,10 +107,12 @@ def export_command(
     if pattern is None and open_threshold is None:
         raise ConfigError("Give --data to measure thresholds on, or --open-threshold.")
     quiet_tensorflow()
+    from detector.model import configure_tensorflow
     from trainer.classes import classes_of
     from trainer.export import PackageText, check_fit, embedder_parts, export
     from trainer.trained import open_trained, read_data
 
+    configure_tensorflow()
     trained = open_trained(model_name, "latest" if which == "latest" else "best")
     classes = classes_of(trained, labels_path, ontology_path, family, look_alikes)
     check_fit(trained, classes, window_examples)

@@ -71,10 +71,12 @@ def predict_command(
     Own recordings become records with `trainer embed` first.
     """
     quiet_tensorflow()
+    from detector.model import configure_tensorflow
     from trainer.classes import labels_of
     from trainer.predict import predictions, write_predictions, write_rows
     from trainer.trained import open_trained, read_data
 
+    configure_tensorflow()
     trained = open_trained(model_name, "latest" if which == "latest" else "best")
     if label_names and trained.labels is None and labels_path is None:
         raise ConfigError(f"Model {trained.name} does not name its classes; give --labels with --label-names.")
