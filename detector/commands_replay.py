@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,11 +76,13 @@ def replay_command(
     settings = settings_of(config_path, bus_path)
     configure_logging(settings.log.model_copy(update={"level": "WARNING"}))
     from detector.bus import open_bus
-    from detector.replay import replay_alert, replay_time, write_wav
 
     back_seconds = max(600.0, settings.daemon.rebuild_max_seconds) if back_seconds is None else back_seconds
     topics = settings.topics
     bus = open_bus(settings.bus, create=False)
+    quiet_tensorflow()
+    from detector.replay import replay_alert, replay_time, write_wav
+
     try:
         served = _served(settings, model_name)
         if alert is not None:
@@ -119,7 +122,6 @@ def replay_command(
 
 
 def _served(settings: Settings, model_name: str | None) -> Served:
-    quiet_tensorflow()
     from detector.model import load_model
     from detector.pipeline import pipeline_for
 
@@ -128,7 +130,7 @@ def _served(settings: Settings, model_name: str | None) -> Served:
     return served_with(
         lambda observer: pipeline_for(model, settings, observer=observer),
         idle_seconds=settings.daemon.stream_idle_seconds,
-        package_of=_shipped_package,
+        package_of=lambda sha256: _shipped_package(sha256, settings.model.store),
     )
 
 
@@ -153,12 +155,14 @@ def served_with(
     )
 
 
-def _shipped_package(sha256: str) -> str | None:
+def _shipped_package(sha256: str, store: Path | None) -> str | None:
+    from detector.errors import ModelError
     from detector.model import load_model, shipped_models
 
     for manifest in shipped_models():
-        if load_model(manifest.name).sha256 == sha256:
-            return manifest.name
+        with suppress(ModelError):  # one whose weights were never fetched can't be told apart
+            if load_model(manifest.name, store=store).sha256 == sha256:
+                return manifest.name
     return None
 
 

@@ -165,7 +165,9 @@ def busy(count: int, chunks: int, seed: int) -> list[list[Chunk]]:
     return [chunks_of(f"s{i}", audio(rng, chunks, s)) for i, s in enumerate(shots)]
 
 
-@pytest.mark.parametrize("options", [{"hold_seconds": 0.0}, {"hop_seconds": 0.48}, {"cooldown_seconds": 4.0}, {"min_support": 2}])
+@pytest.mark.parametrize(
+    "options", [{"hold_seconds": 0.0}, {"hop_seconds": 0.48}, {"cooldown_seconds": 4.0}, {"min_support": 2}]
+)
 def test_each_alert_is_reproduced_whatever_came_before_it(embedded, options):
     hop = {"hop_seconds": options["hop_seconds"]} if "hop_seconds" in options else {}
     more = {k: v for k, v in options.items() if k != "hop_seconds"}
