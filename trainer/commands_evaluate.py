@@ -47,6 +47,7 @@ damage_option = click.option(
 @click.option(
     "--model",
     "--train_dir",
+    "--train-dir",
     "model_name",
     required=True,
     help="A training run, a train directory of the starter code, a package's folder, or a shipped model's name.",

@@ -33,6 +33,7 @@ _CLASSES_IN_TEXT = 12
 @click.option(
     "--model",
     "--train_dir",
+    "--train-dir",
     "model_name",
     required=True,
     help="A training run, a train directory of the starter code, a package's folder, or a shipped model's name.",
