@@ -70,7 +70,8 @@ class Position:
 
     Attributes:
         read_from: offset from which the log must be read again.
-        at_ms: when this was committed, Unix milliseconds.
+        at_ms: time of the newest record before the offset, Unix milliseconds; at most the time of the commit. How far
+            back state is rebuilt counts from there: a detector that is late rebuilds as much as one that is not.
         served: what made the decisions (model and settings); another one can't go on with them.
         since, feed_rest: as in ``Rebuild``.
     """
@@ -199,6 +200,7 @@ class Session:
         self._told = Account()
         self._silent_until: dict[TopicPartition, int] = {}
         self._positions: dict[TopicPartition, int] = {}  # processed, not committed
+        self._times_ms: dict[TopicPartition, int] = {}  # of the newest record processed
         self._assignments: Counter[TopicPartition] = Counter()  # how often each was taken away
         self._unsaid = self._unsaid_bytes = 0  # sent since the last commit
         self._oldest_ms: dict[TopicPartition, int] = {}  # of the records read last
@@ -260,7 +262,12 @@ class Session:
             return
         now_ms = int(self._wall() * 1000)
         commits = {
-            tp: Commit(self._positions[tp], Position(read_from, now_ms, self._pipeline.served, since).to_text())
+            tp: Commit(
+                self._positions[tp],
+                Position(
+                    read_from, min(now_ms, self._times_ms.get(tp, now_ms)), self._pipeline.served, since
+                ).to_text(),
+            )
             for tp, (read_from, since) in self._pipeline.rebuild_plans(self._positions).items()
         }
         with self._metrics.stage.labels("commit").time():
@@ -293,6 +300,7 @@ class Session:
     def _take(self, record: Record) -> None:
         partition = record.topic_partition
         silent = record.offset < self._silent_until.get(partition, 0)
+        self._times_ms[partition] = record.timestamp_ms
         if not silent:
             self._oldest_ms[partition] = min(record.timestamp_ms, self._oldest_ms.get(partition, record.timestamp_ms))
             self._metrics.records_in.inc()
@@ -407,6 +415,7 @@ class Session:
             self._publish(self._pipeline.skip(partition))
             self._consumer.seek(partition, end)
             self._positions[partition] = end
+            self._times_ms.pop(partition, None)
             self._oldest_ms.pop(partition, None)
             skipped += end - first
             log.warning(
@@ -456,6 +465,7 @@ class Session:
             for partition in partitions:
                 self._pipeline.drop_partition(partition)
                 self._positions.pop(partition, None)
+                self._times_ms.pop(partition, None)
                 self._assignments[partition] += 1
                 self._silent_until.pop(partition, None)
                 self._abandoned.pop(partition, None)

@@ -135,6 +135,26 @@ def test_a_detector_that_dies_again_and_again_loses_no_alert(bus, delivery, step
         assert found == expected
 
 
+@pytest.mark.parametrize("late_seconds", [0, 100_000])
+def test_a_detector_that_is_late_rebuilds_as_much_as_one_that_is_not(bus, monkeypatch, late_seconds):
+    """Its restart must not take the state's audio for too old because it is old by the clock."""
+    streams = some_streams(4, chunks=40, seed=8)
+    publish(bus, streams)
+    wall = START_NS / 1e9 + 60 + late_seconds
+    rebuilt = 0.0
+    for _ in range(100):
+        session, metrics = session_of(bus)
+        monkeypatch.setattr(session, "_wall", lambda: wall)
+        read = sum(session.step() for _ in range(12))
+        session.commit()
+        session.close()
+        rebuilt += value(metrics, "chunks_rebuilt_total")
+        if not read:
+            break
+    assert rebuilt > 0
+    assert sorted(set(identities(alerts_of(bus)))) == expected_of(streams)
+
+
 def test_what_is_no_chunk_goes_to_the_dead_letters_and_stops_nothing(bus):
     streams = some_streams(2, seed=3)
     key, good, headers = encode(streams[0][0])

@@ -9,7 +9,9 @@ subscriber would. Loud synthetic shots come in random streams.
 
 ``--bus kafka`` starts a broker of its own. Several deliveries are measured in turns, ``--rounds`` times each, and what
 exactly-once adds at the median is told from the pairs: on a shared machine that says more than two runs apart.
-``--light``: a scorer without a network, so that the bus alone is seen. Exit code 1 where exactly-once adds over 50 ms.
+``--light``: a scorer without a network, so that the bus alone is seen. ``--pairs 200``: no daemon at all; one alert is
+handed to the bus plainly, the next in a transaction with eight positions, in turns, each timed until a subscriber has
+it. Exit code 1 where exactly-once adds over 50 ms.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import numpy.typing as npt
 from detector import alert as alerts
 from detector.audio import float_to_int16
 from detector.bus import open_bus
+from detector.bus.base import Commit
 from detector.chunk import CHUNK_SAMPLES, CHUNK_SECONDS, Chunk, encode
 from detector.config import load_settings
 from detector.daemon import topic_settings
@@ -51,7 +54,11 @@ def main() -> int:
     parser.add_argument("--delivery", nargs="+", choices=modes, default=["at_least_once"])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--light", action="store_true", help="a scorer without a network")
+    parser.add_argument("--pairs", type=int, default=0, help="time single alerts through the bus, so many pairs")
     options = parser.parse_args()
+    if options.pairs:
+        with tempfile.TemporaryDirectory() as name, bus_environ(options.bus, Path(name)) as environ:
+            return pairs(environ, options.pairs)
     medians: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name, bus_environ(options.bus, Path(name)) as environ:
         for turn in range(options.rounds):
@@ -82,6 +89,52 @@ def bus_environ(kind: str, folder: Path) -> Iterator[dict[str, str]]:
 
     with cluster_of(folder / "kafka", 1) as cluster:
         yield kafka_environ(cluster)
+
+
+def pairs(environ: dict[str, str], count: int) -> int:
+    """Time from handing an alert to the bus until a subscriber has it, plainly and in a transaction, in turns."""
+    settings = load_settings(None, {**environ, **own_topics("exactly_once", 0)})
+    topics = settings.topics
+    bus = open_bus(settings.bus)
+    bus.create_topics(topic_settings(topics))
+    reader = bus.consumer([topics.alerts], None)
+    member = bus.consumer([topics.chunks], settings.daemon.group)
+    while len(member.assignment()) < topics.partitions:
+        member.poll(0.1)
+    plain, transactional = bus.producer(), bus.producer(transactional_id="pairs")
+    seconds: dict[str, list[float]] = {"plain": [], "transaction": []}
+    for n in range(count + 10):
+        for kind in seconds:
+            value = f"{kind}-{n}".encode()
+            arrived: list[float] = []
+
+            def wait(value: bytes = value, arrived: list[float] = arrived) -> None:
+                while not arrived:
+                    if any(record.value == value for record in reader.poll(0.5)):
+                        arrived.append(time.perf_counter())
+
+            waiting = threading.Thread(target=wait)
+            waiting.start()
+            began = time.perf_counter()
+            if kind == "plain":
+                plain.send(topics.alerts, b"sensor-1", value)
+            else:
+                commits = {partition: Commit(n, "x" * 200) for partition in member.assignment()}
+                transactional.send(topics.alerts, b"sensor-1", value)
+                transactional.commit(member, commits)
+            waiting.join()
+            if n >= 10:  # the first ones find coordinators
+                seconds[kind].append(arrived[0] - began)
+            member.poll(0)
+    bus.close()
+    for kind, values in seconds.items():
+        ms = np.asarray(values) * 1000
+        print(
+            f"{kind}: p50 {np.percentile(ms, 50):.1f} ms, p90 {np.percentile(ms, 90):.1f} ms, least {ms.min():.1f} ms"
+        )
+    added = np.subtract(seconds["transaction"], seconds["plain"])
+    print(f"exactly-once adds {np.median(added) * 1000:.1f} ms at p50 ({count} pairs)")
+    return int(np.median(added) > ADDED_TARGET_SECONDS)
 
 
 def own_topics(delivery: str, turn: int) -> dict[str, str]:
