@@ -138,6 +138,9 @@ class Broker:
             return None
         return int(pid) if _started_at(int(pid)) == started else None
 
+    def is_running(self) -> bool:
+        return self._reaped_pid() is not None
+
     def start(self) -> None:
         """Start and wait until it answers. Raises BrokerError with the end of its log."""
         self.launch()
@@ -145,7 +148,7 @@ class Broker:
 
     def launch(self) -> None:
         """Start without waiting (one of three answers only when a second one runs)."""
-        if self.pid() is not None:
+        if self._reaped_pid() is not None:
             raise BrokerError(f"A broker with data in {self.data} runs already; stop it first.")
         if _is_listening(self.port):
             raise BrokerError(f"Port {self.port} is taken; give another with --port.")
@@ -390,7 +393,7 @@ class Cluster:
     def start(self, number: int | None = None) -> None:
         """Start all that do not run, or one, and wait until they answer. Raises BrokerError."""
         wanted = self.nodes if number is None else [self.node(number)]
-        sleeping = [node for node in wanted if node.pid() is None]
+        sleeping = [node for node in wanted if not node.is_running()]
         fetch()
         if self.secure:
             self._call_security("make_certificates", self.data)
@@ -400,7 +403,7 @@ class Cluster:
             list(pool.map(Broker.launch, sleeping))
         for node in sleeping:
             node.wait()
-        if self.secure and all(node.pid() is not None for node in self.nodes):
+        if self.secure and all(node.is_running() for node in self.nodes):
             self._call_security("set_up_users", self.data, self.addresses_of("CERTIFIED")[0])
 
     def stop(self, number: int | None = None) -> bool:

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from kafka import errors
 from kafka.net.compat import KafkaNetClient
+from kafka.net.inet import KafkaNetSocket
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.sasl.oauth import AbstractTokenProvider
 from kafka.net.selector import NetworkSelector
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from detector.errors import BusUnavailable, ConfigError
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 METADATA_AGE_SECONDS = 10.0  # how soon a new topic or partition is noticed
 
 _BOOTSTRAP_SECONDS = 10.0
+_FIRST_ANSWER_MS = 4_000.0
 _PROBE_SECONDS = 3.0
 _TOKEN_SECONDS = 10.0
 _MAX_TOKEN_BYTES = 1 << 20
@@ -143,8 +146,23 @@ class _Manager(KafkaConnectionManager):
 
     _is_first = True
 
-    async def _build_transport(self, *arguments: Any, **options: Any) -> Any:
-        transport = await super()._build_transport(*arguments, **options)
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        """As the library's, but that a socket which comes to nothing is closed at once."""
+        plain = await self._connect_socket(node, timeout_at)
+        try:
+            if self.ssl_enabled:
+                settings = {key: value for key, value in self.config.items() if key.startswith("ssl_")}
+                transport = KafkaSSLTransport(self._net, plain, host=node.host, **settings)
+            else:
+                transport = KafkaTCPTransport(self._net, plain, host=node.host)
+        except BaseException:
+            plain.close()
+            raise
+        try:
+            await transport.handshake()
+        except Exception as error:
+            transport._sock.close()
+            raise errors.KafkaConnectionError(f"Handshake failed: {error}") from error
         receive = transport._sock_recv
 
         def receive_all() -> tuple[bytes, BaseException | None]:
@@ -154,7 +172,35 @@ class _Manager(KafkaConnectionManager):
         transport._sock_recv = receive_all
         return transport
 
+    async def _connect_socket(self, node: Any, timeout_at: float | None) -> Any:
+        maker = KafkaNetSocket()
+        last = errors.KafkaConnectionError("DNS Resolution failure")
+        for family, kind, protocol, _, address in maker.dns_lookup(node.host, node.port):
+            try:
+                attempt = maker.socket(family, kind, protocol)
+            except OSError as error:
+                last = errors.KafkaConnectionError(f"unable to connect: {error}")
+                continue
+            try:
+                attempt.setblocking(False)
+                for option in self.config["socket_options"]:
+                    attempt.setsockopt(*option)
+                return await maker.sock_connect(self._net, attempt, address, timeout_at=timeout_at)
+            except errors.KafkaTimeoutError:
+                attempt.close()
+                raise errors.KafkaConnectionError("Connection timed out") from None
+            except (OSError, errors.KafkaConnectionError) as error:
+                attempt.close()
+                last = errors.KafkaConnectionError(f"unable to connect: {error}")
+            except BaseException:
+                attempt.close()
+                raise
+        raise last
+
     def get_connection(self, node_id: Any, **options: Any) -> Any:
+        if self.cluster.is_bootstrap(node_id) and len(self.config["bootstrap_servers"]) > 1:
+            # Else one broker that hangs takes all the time there is to find another.
+            options["timeout_ms"] = min(options.get("timeout_ms") or _FIRST_ANSWER_MS, _FIRST_ANSWER_MS)
         connection = super().get_connection(node_id, **options)
         if not self.cluster.is_bootstrap(node_id):
             self._is_first = False

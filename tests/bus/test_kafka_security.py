@@ -29,12 +29,7 @@ from detector.errors import BusUnavailable, ConfigError
 from detector.topics import topic_settings
 from tests.kafka_broker import broker_module, security_module
 
-pytestmark = [
-    pytest.mark.kafka,
-    pytest.mark.filterwarnings(
-        "ignore:unclosed:ResourceWarning"
-    ),  # the library leaves a refused socket to the collector
-]
+pytestmark = pytest.mark.kafka
 
 CHUNKS, ALERTS, GROUP = "audio.chunks", "gunfire.alerts", "gunfire-detector"
 DEADLINE_SECONDS = 60.0
