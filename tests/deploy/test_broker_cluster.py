@@ -41,7 +41,7 @@ def cluster(module: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture
 def bus(cluster: Any) -> Iterator[KafkaBus]:
-    bus = KafkaBus(KafkaSettings(bootstrap_servers=cluster.addresses))
+    bus = KafkaBus(KafkaSettings(bootstrap_servers=cluster.addresses, request_timeout_seconds=8.0))
     bus.create_topics({TOPIC: TopicSettings(partitions=3, replication_factor=3)})
     yield bus
     bus.close()
