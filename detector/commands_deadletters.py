@@ -246,7 +246,7 @@ def _print_table(letters: list[DeadLetter], limit: int, settings: Settings) -> N
     counts = Counter(letter.reason for letter in letters)
     shown = f", the newest {limit} shown" if len(letters) > limit else ""
     console.print(
-        f"{len(letters)} dead letters{shown}: "
+        f"{len(letters)} dead letter{'' if len(letters) == 1 else 's'}{shown}: "
         + ", ".join(f"{n} {reason}" for reason, n in counts.most_common())
         + ".",
         highlight=False,
