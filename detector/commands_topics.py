@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import tenacity
 
 from detector.cli import CONTEXT, ErrorGroup, bus_path_option, config_option, configure_logging, settings_of
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from detector.bus.base import Bus, TopicSettings
     from detector.config import Settings
     from detector.topics import Finding
+
+
+_LOOK_SECONDS, _SETTLE_SECONDS = 0.3, 5.0
 
 
 @click.group("topics", cls=ErrorGroup, context_settings=CONTEXT)
@@ -33,7 +37,7 @@ def create_command(dry_run: bool, alter: bool, config_path: Path | None, bus_pat
     Topics that exist stay as they are; with --alter their settings and their number of partitions are brought to the
     configuration. Copies are never changed. Exit code 1 where something is wrong afterwards.
     """
-    from detector.topics import check_topics, topic_settings
+    from detector.topics import topic_settings
 
     settings = settings_of(config_path, bus_path)
     configure_logging(settings.log)
@@ -53,7 +57,7 @@ def create_command(dry_run: bool, alter: bool, config_path: Path | None, bus_pat
         if settings.bus.kind == "embedded":
             _explain_embedded()
         if not dry_run:
-            _report(check_topics(bus, settings))
+            _report(_settled_findings(bus, settings))
 
 
 @topics_group.command("check")
@@ -83,6 +87,19 @@ def _opened(settings: Settings) -> Iterator[Bus]:
         yield bus
     finally:
         bus.close()
+
+
+def _settled_findings(bus: Bus, settings: Settings) -> list[Finding]:
+    """What is wrong once every broker knows of what was just made: they learn of it one after the other."""
+    from detector.topics import check_topics
+
+    settled: list[Finding] = tenacity.Retrying(
+        retry=tenacity.retry_if_result(lambda findings: any(one.severity == "error" for one in findings)),
+        wait=tenacity.wait_fixed(_LOOK_SECONDS),
+        stop=tenacity.stop_after_delay(_SETTLE_SECONDS),
+        retry_error_callback=lambda state: state.outcome.result() if state.outcome is not None else [],
+    )(lambda: check_topics(bus, settings))
+    return settled
 
 
 def _shown(wanted: TopicSettings, settings: Settings) -> str:
