@@ -1,6 +1,6 @@
 """The table of faults: real broker, real producer, real detector processes, one fault after the other, an account each.
 
-    python -m tests.faults.table [--long] [--only NAME ...] [--markdown FILE]
+    python -m tests.faults.table [--long] [--only NAME ...] [--delivery MODE ...] [--markdown FILE]
 
 The short form takes under 5 minutes on two cores. Exit code 1 when an account does not balance. ``--long`` kills the
 detector a hundred times in each delivery mode and keeps the broker away for as long as people fear.
@@ -393,13 +393,17 @@ def run_fault(fault: Fault, delivery: str, cluster: Any, folder: Path, long: boo
     return Row(fault.name, delivery, time.monotonic() - began, outcome, problems)
 
 
-def run_table(folder: Path, long: bool, only: Sequence[str], seed: int, told: Callable[[Row], None]) -> list[Row]:
+def run_table(
+    folder: Path, long: bool, only: Sequence[str], deliveries: Sequence[str], seed: int, told: Callable[[Row], None]
+) -> list[Row]:
     """All faults, or those whose names hold one of ``only``; brokers are shared where the fault leaves them whole."""
     chosen = [f for f in FAULTS if not only or any(word in f.name for word in only)]
     rows: list[Row] = []
 
     def run(fault: Fault, cluster: Any) -> None:
         for delivery in fault.long if long or only else fault.short:
+            if delivery not in deliveries:
+                continue
             row = run_fault(fault, delivery, cluster, folder / f"trial-{len(rows)}", long, seed + len(rows))
             rows.append(row)
             told(row)
@@ -441,6 +445,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--long", action="store_true", help="100 kills a mode, longer absences, every mode (an hour)")
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="faults whose name holds this")
+    parser.add_argument("--delivery", nargs="+", choices=DELIVERIES, default=DELIVERIES)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--markdown", type=Path, help="write the table here as well")
     parser.add_argument("--keep", type=Path, help="folder for logs; kept")
@@ -461,7 +466,7 @@ def main() -> int:
         else:
             folder = options.keep
             folder.mkdir(parents=True, exist_ok=True)
-        rows = run_table(folder, options.long, options.only, options.seed, told)
+        rows = run_table(folder, options.long, options.only, options.delivery, options.seed, told)
     table = Table(*HEADINGS)
     for row in rows:
         table.add_row(*cells_of(row))
