@@ -39,6 +39,7 @@ from detector.bus import open_bus
 from detector.bus.base import TopicSettings
 from detector.chunk import CHUNK_SAMPLES, Chunk, decode, encode
 from detector.config import BusSettings, KafkaSettings, load_settings
+from detector.errors import BusUnavailable
 from detector.examples import ExampleAssembler
 
 BROKER = Path(__file__).parents[2] / "deploy" / "kafka" / "broker.py"
@@ -245,7 +246,11 @@ def session(address: str, topic: str, count: int, more: dict[str, Any]) -> Cost:
     meter: _Meter | None = None
     deadline = time.monotonic() + _IDLE_SECONDS
     while pipeline.account.analysed < count:
-        if loop.step():
+        try:
+            read = loop.step()
+        except BusUnavailable:  # joining may still go on where the machine is busy; nothing is lost
+            continue
+        if read:
             meter = meter or _Meter()
             deadline = time.monotonic() + _IDLE_SECONDS
         elif time.monotonic() > deadline:
