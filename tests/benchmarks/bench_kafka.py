@@ -389,7 +389,7 @@ def main() -> int:
                 PRODUCE_TARGET,
             )
         filled = topic()
-        if groups & {"consume", "settings", "session"}:
+        if groups & {"consume", "settings", "session", "share"}:
             in_processes((produce, address, filled, count, {}))
         if "consume" in groups:
             table.row("consume: bare client", lambda: in_processes((consume_bare, address, filled, count, {})))
