@@ -244,6 +244,7 @@ class BusContract:
         read(consumer, 8)
         assert consumer.position(partition) == 8
         assert (consumer.beginning_offset(partition), consumer.end_offset(partition)) == (0, 8)
+        assert consumer.end_offsets([partition]) == {partition: 8}
         consumer.seek(partition, 5)
         assert consumer.position(partition) == 5
         assert values_of(read(consumer, 3)) == [b"5", b"6", b"7"]

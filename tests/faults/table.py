@@ -27,6 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from detector import alert as alerts
 from detector.bus import open_bus
 from detector.bus.base import TopicPartition
 from detector.errors import BusError
@@ -214,6 +215,58 @@ def detector_hangs(case: Case) -> Outcome:
     return case.settle(load)
 
 
+def overloaded(case: Case) -> Outcome:
+    """A detector a third as fast as the load, told to leave out what is over 5 s late: what it heard, refused and left
+    out is all there was, and of each stream it says what was left out."""
+    detector = case.trial.detector(
+        FAULTS_SECONDS_PER_EXAMPLE="0.05",
+        DETECTOR__DAEMON__MAX_LAG_SECONDS="5",
+        DETECTOR__DAEMON__OVERLOAD="skip_to_latest",
+        DETECTOR__DAEMON__POLL_MAX_RECORDS="64",
+    )
+    until(lambda: detector.metrics().get("gunfire_ready") == 1.0, "the detector is ready", RECOVERY_SECONDS)
+    load = case.trial.load()
+    began = time.monotonic()
+    wanted = 5 if case.long else 2
+    skips = 0
+    seen = 0.0
+    while skips < wanted:
+        assert time.monotonic() - began < RECOVERY_SECONDS, "nothing is left out"
+        skipped = detector.metric("gunfire_records_skipped_total")
+        skips += skipped > seen
+        seen = max(seen, skipped)
+        time.sleep(0.2)
+    load.finish()
+    case.trial.drain(RECOVERY_SECONDS)
+    metrics = detector.metrics()
+    case.trial.stop_detectors()
+    produced = len(case.trial.records(case.trial.settings.topics.chunks))
+    told = [alerts.decode(r.key, r.value, r.headers) for r in case.trial.records(case.trial.settings.topics.alerts)]
+    heard = int(metrics["gunfire_records_received_total"])
+    analysed = int(metrics["gunfire_chunks_analysed_total"])
+    skipped_records = int(metrics["gunfire_records_skipped_total"])
+    by_stream = int(metrics["gunfire_chunks_skipped_total"])
+    problems = []
+    if heard + skipped_records != produced:
+        problems.append(f"{heard} heard and {skipped_records} left out are not the {produced} produced")
+    if not 0 < by_stream <= skipped_records:
+        problems.append(f"{by_stream} chunks are told as left out by stream, of {skipped_records} records")
+    opened = {a.alert_id for a in told if a.state == "opened"}
+    if {a.alert_id for a in told if a.state == "closed"} - opened:
+        problems.append("alerts were closed that never opened")
+    if len({a.event_id for a in told}) != len(told):
+        problems.append("alert events came twice")
+    overload = sum(a.close_reason == "overload" for a in told)
+    return Outcome(
+        Balance(
+            produced=produced, analysed=analysed, rejected=heard - analysed, skipped=skipped_records,
+            alerts=len(told), lost=0, doubled=0, problems=tuple(problems),
+        ),
+        tuple(case.recoveries),
+        f"{skipped_records} of {produced} records left out, {by_stream} told by stream, {overload} alerts closed for it",
+    )  # fmt: skip
+
+
 def restart_broker(case: Case, away_seconds: float) -> Outcome:
     """``kill -9`` of the only broker, and a start after a while."""
     load = case.trial.load()
@@ -355,6 +408,7 @@ FAULTS = (
     Fault("detector killed, static name", kill_static, short=DELIVERIES),
     Fault("detector killed, one of two, no name", kill_dynamic),
     Fault("detector hangs, another takes over", detector_hangs, short=()),
+    Fault("overload, skip_to_latest", overloaded, short=()),
     Fault("broker killed and restarted", broker_killed, short=()),
     Fault("no broker for a while", broker_away),
     Fault("broker slow", broker_slow),
@@ -427,8 +481,9 @@ def cells_of(row: Row) -> tuple[str, ...]:
     if row.outcome is None:
         return (row.fault, row.delivery, "", "", "", "", "", "", account)
     balance, recoveries = row.outcome.balance, row.outcome.recoveries_seconds
-    median, worst = statistics.median(recoveries), max(recoveries)
-    recovery = f"{median:.1f} s" if len(recoveries) == 1 else f"{median:.1f} s, worst {worst:.1f} s"
+    recovery = f"{statistics.median(recoveries):.1f} s" if recoveries else ""
+    if len(recoveries) > 1:
+        recovery += f", worst {max(recoveries):.1f} s"
     name = f"{row.fault} ({row.outcome.note})" if row.outcome.note else row.fault
     return (
         name, row.delivery, str(balance.analysed), str(balance.rejected), str(balance.alerts), str(balance.lost),
