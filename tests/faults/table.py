@@ -263,7 +263,7 @@ def overloaded(case: Case) -> Outcome:
             alerts=len(told), lost=0, doubled=0, problems=tuple(problems),
         ),
         tuple(case.recoveries),
-        f"{skipped_records} of {produced} records left out, {by_stream} told by stream, {overload} alerts closed for it",
+        f"{skipped_records} of {produced} records left out, {by_stream} told by stream, {overload} alerts closed so",
     )  # fmt: skip
 
 
