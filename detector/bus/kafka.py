@@ -310,7 +310,8 @@ class KafkaProducer:
                 **config,
                 "transactional_id": self._transactional_id,
                 "transaction_timeout_ms": int(_TRANSACTION_SECONDS * 1000),
-                "max_block_ms": int(self._settings.request_timeout_seconds * 1000),
+                # also of init_transactions, which hangs on to a coordinator that died
+                "max_block_ms": int(min(self._settings.request_timeout_seconds, _TRANSACTION_SECONDS) * 1000),
             }
         with _connecting("connecting a producer", self._config, _transactional_needs(self._transactional_id)):
             try:
