@@ -49,7 +49,7 @@ bench: setup  ## Measure, one figure after the other (BENCH=bench_bus for one)
 bench-kafka: setup  ## Measure throughput with a Kafka broker of its own on this machine (needs Java)
 	PYTHONPATH=. $(PY) tests/benchmarks/bench_kafka.py $(ARGS)
 
-faults: setup  ## Kill detectors and brokers, fill disks, and balance the account (needs Java; ARGS=--long: 100 kills, hours)
+faults: setup  ## Kill detectors and brokers, fill disks, and balance the account (needs Java; ARGS=--long: 100 kills, an hour)
 	@$(PY) -m tests.faults.table $(ARGS)
 
 kafka-up: setup  ## Start Kafka on this machine for trials (NODES=3, SECURE=1); prints settings and what comes next
