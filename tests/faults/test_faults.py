@@ -27,7 +27,7 @@ def embedded(folder):
 def test_a_detector_killed_again_and_again_loses_and_doubles_nothing(cluster, tmp_path, delivery):
     with Trial(tmp_path, bus_environ(cluster), delivery=delivery) as trial:
         trial.create_topics()
-        holds(kill_detector(Case(trial, cluster, False, seed=1), 5 if delivery == "exactly_once" else 2, ["one"]))
+        holds(kill_detector(Case(trial, cluster, False, seed=1), 3 if delivery == "exactly_once" else 2, ["one"]))
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
