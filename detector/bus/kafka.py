@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import kafka
+import tenacity
 from kafka import errors
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
@@ -49,6 +50,7 @@ _METADATA_WAIT_SECONDS = 2.0  # how long ``send`` waits to learn a topic's parti
 _CLOSE_SECONDS = 5.0
 _CALLBACK_LOOK_SECONDS = 0.002
 _HEARTBEAT_MS = 500  # also how soon a member learns of a rebalance
+_REBALANCE_SECONDS, _REBALANCE_LOOK_SECONDS = 3.0, 0.05  # how long, and how often, a commit waits for a rebalance
 _NEVER_MS = 2**31 - 1
 _TRANSACTION_SECONDS = 10.0  # of a member that died: so long readers wait for its half transaction, at the most
 _RECORD_OVERHEAD_BYTES = 64
@@ -784,9 +786,20 @@ class KafkaConsumer:
         check_commits(commits)
         if not commits:
             return
-        self.check_owns(commits)
-        with _kafka_errors(f"committing positions of group {self._group!r}", self._needs):
+
+        def attempt() -> None:
+            self.check_owns(commits)
             self._client.commit(_offsets(commits))
+
+        # While the group shares out anew a commit is refused for a moment, of those as well that keep what they have.
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(errors.RebalanceInProgressError),
+            wait=tenacity.wait_fixed(_REBALANCE_LOOK_SECONDS),
+            stop=tenacity.stop_after_delay(_REBALANCE_SECONDS),
+            reraise=True,
+        )
+        with _kafka_errors(f"committing positions of group {self._group!r}", self._needs):
+            retrying(attempt)
 
     def check_owns(self, commits: Mapping[TopicPartition, Commit]) -> None:
         """Raise CommitFenced for a partition that is not this member's: brokers check the group's generation alone."""

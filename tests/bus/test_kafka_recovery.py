@@ -94,6 +94,26 @@ def test_a_commit_that_broke_off_leaves_nothing_and_can_be_tried_again(bus, name
     assert consumer.committed(TopicPartition(name, 0)) == Commit(0, "done")
 
 
+def test_a_commit_in_the_middle_of_a_rebalance_waits_for_its_end(bus, name, monkeypatch):
+    consumer, _ = positioned(bus, name)
+    commit, refused = consumer._client.commit, []
+
+    def rebalancing(offsets):
+        if len(refused) < 3:
+            refused.append(offsets)
+            raise errors.RebalanceInProgressError
+        commit(offsets)
+
+    monkeypatch.setattr(consumer._client, "commit", rebalancing)
+    consumer.commit({TopicPartition(name, 0): Commit(0, "after")})
+    assert consumer.committed(TopicPartition(name, 0)) == Commit(0, "after")
+    monkeypatch.setattr(
+        consumer._client, "commit", lambda offsets: (_ for _ in ()).throw(errors.RebalanceInProgressError)
+    )
+    with pytest.raises(BusUnavailable, match="RebalanceInProgress"):
+        consumer.commit({TopicPartition(name, 0): Commit(0, "never")})
+
+
 def test_what_is_used_of_the_librarys_inside_is_still_there(bus, name):
     """kafka-python does not promise these; a version without them must fail here, not in a night's outage."""
     bus.create_topics({name: TopicSettings(partitions=1)})

@@ -344,15 +344,18 @@ class Trial:
             return left
 
     def drain(self, deadline_seconds: float = DEADLINE_SECONDS) -> None:
-        """Wait until everything is read and committed."""
+        """Wait until everything is read and committed; AssertionError when it gets no further for so long."""
+        left: int | None = None
+        while left != 0:
+            before = left
 
-        def drained() -> bool:
-            try:
-                return self.behind() == 0
-            except BusUnavailable:
-                return False
+            def moved(before: int | None = before) -> bool:
+                nonlocal left
+                with contextlib.suppress(BusUnavailable):
+                    left = self.behind()
+                return left is not None and (left == 0 or before is None or left < before)
 
-        until(drained, f"all of {self.settings.topics.chunks} committed", deadline_seconds, 0.3)
+            until(moved, f"all of {self.settings.topics.chunks} committed; {left} are not", deadline_seconds, 0.5)
 
     def records(self, topic: str) -> list[Record]:
         """All that a subscriber can read now, in order in each partition."""

@@ -169,7 +169,7 @@ def _of(report: Report) -> str:
 
 def kill_detector(case: Case, kills: int, members: Sequence[str | None]) -> Outcome:
     """``kill -9`` at random moments, a fifth of them while it starts; another one starts at once."""
-    load = case.trial.load()
+    load = case.trial.load(rate=20.0 if kills > 5 else 60.0)  # each dead detector leaves a backlog to the next
     detectors = [case.trial.detector(member=member) for member in members]
     case.progress.recovery_seconds(0.0, dict.fromkeys(range(case.trial.settings.topics.partitions), 0))
     for _ in range(kills):
