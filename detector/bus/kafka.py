@@ -605,6 +605,7 @@ class KafkaConsumer:
         self._on_revoked = on_revoked
         self._positions: dict[TopicPartition, int] = {}  # those assigned
         self._lost: frozenset[TopicPartition] = frozenset()
+        self._member_id: str | None = None  # in the group, when partitions were last given
         self._paused: set[TopicPartition] = set()
         self._announced: set[TopicPartition] = set()
         self._next_look_seconds = 0.0
@@ -714,6 +715,8 @@ class KafkaConsumer:
             oldest, end = bounds[partition]
             first = oldest if self._start == "earliest" else end
             self._seek(partition, first if commit is None else min(max(commit.offset, oldest), end))
+        if partitions:
+            self._member_id = self._client.group_metadata().member_id
         if partitions and self._on_assigned is not None:
             self._on_assigned(self, partitions)
 
@@ -811,10 +814,22 @@ class KafkaConsumer:
                     f"Partition {partition.partition} of {partition.topic} no longer belongs to this member of group "
                     f"{self._group!r}; nothing was committed. Its new owner goes on from the last commit."
                 )
+        self.group_metadata()
 
     def group_metadata(self) -> Any:
-        """What a producer needs to commit for this member."""
-        return self._client.group_metadata()
+        """What a producer needs to commit for this member, as it was when it was given its partitions.
+
+        Raises CommitFenced once the group has given the member up. The library then forgets who it was, and to a commit
+        in nobody's name brokers make no objection; or it joins again under another id and goes on, without a word, with
+        partitions that were others' meanwhile.
+        """
+        metadata = self._client.group_metadata()
+        if metadata.generation_id < 0 or metadata.member_id != self._member_id:
+            raise CommitFenced(
+                f"Group {self._group!r} has given this member up since it was given its partitions; nothing was "
+                "committed. Their new owners go on from the last commit."
+            )
+        return metadata
 
     def beginning_offset(self, partition: TopicPartition) -> int:
         self._check_open()

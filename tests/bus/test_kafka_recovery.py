@@ -8,7 +8,7 @@ from kafka.future import Future
 from detector.bus.base import Commit, TopicPartition, TopicSettings
 from detector.bus.kafka import KafkaBus
 from detector.config import KafkaSettings
-from detector.errors import BusUnavailable
+from detector.errors import BusUnavailable, CommitFenced
 from tests.bus.contract import read, settle, values_of
 
 pytestmark = pytest.mark.kafka
@@ -112,6 +112,21 @@ def test_a_commit_in_the_middle_of_a_rebalance_waits_for_its_end(bus, name, monk
     )
     with pytest.raises(BusUnavailable, match="RebalanceInProgress"):
         consumer.commit({TopicPartition(name, 0): Commit(0, "never")})
+
+
+@pytest.mark.parametrize(("member", "generation"), [("", -1), ("another", 7)])
+def test_a_member_the_group_gave_up_commits_nothing_in_nobodys_name(bus, name, monkeypatch, member, generation):
+    """Brokers take a transaction's positions without a member id unasked, and those of a new id as a new member's."""
+    consumer, producer = positioned(bus, name)
+    metadata = consumer._client.group_metadata()
+    other = type(metadata)(name, generation, member, None)
+    monkeypatch.setattr(consumer._client, "group_metadata", lambda: other)
+    producer.send(f"{name}.out", None, b"zombie")
+    with pytest.raises(CommitFenced, match="given this member up"):
+        producer.commit(consumer, {TopicPartition(name, 0): Commit(0, "zombie")})
+    with pytest.raises(CommitFenced, match="given this member up"):
+        consumer.commit({TopicPartition(name, 0): Commit(0, "zombie")})
+    assert consumer.committed(TopicPartition(name, 0)) is None
 
 
 def test_what_is_used_of_the_librarys_inside_is_still_there(bus, name):
