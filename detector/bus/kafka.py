@@ -716,7 +716,13 @@ class KafkaConsumer:
             first = oldest if self._start == "earliest" else end
             self._seek(partition, first if commit is None else min(max(commit.offset, oldest), end))
         if partitions:
-            self._member_id = self._client.group_metadata().member_id
+            member_id = self._client.group_metadata().member_id
+            if self._member_id not in (None, member_id) and self._positions.keys() - partitions:
+                # Given up and joined again, it kept what others may have had meanwhile, at positions that are old.
+                raise CommitFenced(
+                    f"Group {self._group!r} had given this member up. It begins anew, from what is committed."
+                )
+            self._member_id = member_id
         if partitions and self._on_assigned is not None:
             self._on_assigned(self, partitions)
 

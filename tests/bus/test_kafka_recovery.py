@@ -129,6 +129,18 @@ def test_a_member_the_group_gave_up_commits_nothing_in_nobodys_name(bus, name, m
     assert consumer.committed(TopicPartition(name, 0)) is None
 
 
+def test_a_member_that_joined_again_does_not_go_on_with_what_it_held_before(bus, name, monkeypatch):
+    bus.create_topics({name: TopicSettings(partitions=2)})
+    consumer = bus.consumer([name], name)
+    settle([consumer], 2)
+    metadata = consumer._client.group_metadata()
+    monkeypatch.setattr(consumer._client, "group_metadata", lambda: metadata._replace(member_id="another"))
+    with pytest.raises(CommitFenced, match="begins anew"):
+        consumer.take(frozenset({TopicPartition(name, 1)}))
+    consumer.take(frozenset({TopicPartition(name, 0), TopicPartition(name, 1)}))  # all of it given anew: nothing is old
+    consumer.commit({})
+
+
 def test_what_is_used_of_the_librarys_inside_is_still_there(bus, name):
     """kafka-python does not promise these; a version without them must fail here, not in a night's outage."""
     bus.create_topics({name: TopicSettings(partitions=1)})
