@@ -54,7 +54,7 @@ class ClipEmbedder:
         return self.embed_examples(log_mel_examples(x).astype(np.float32))
 
     def embed_examples(self, examples: npt.NDArray[np.float32]) -> EmbeddedClip:
-        """``(E, 96, 64)`` log-mel examples of one clip. No other clip shares its batches, so it always gives its bits."""
+        """``(E, 96, 64)`` log-mel examples of one clip, which shares its batches with no other: its bits never vary."""
         parts = [self._network(tf.constant(part)).numpy() for part in _batches(examples)]
         embeddings = np.concatenate(parts) if parts else np.zeros((0, EMBEDDING_SIZE), np.float32)
         return EmbeddedClip(examples, embeddings, None if self._pca is None else quantise(embeddings, self._pca))
