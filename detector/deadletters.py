@@ -19,8 +19,12 @@ log = logging.getLogger(__name__)
 
 PREFIX = "deadletter_"  # of every header that is ours; the others are those of the record as it was sent
 ATTEMPTS = "deadletter_attempts"
+CUT_FROM_BYTES = "deadletter_cut_from_bytes"  # size of the refused record's value, where not all of it was kept
+CUT = "deadletter_cut"  # the record was too large for this topic, and had a value of so many bytes
 _MARK = "deadletter_put_back"
 _MAX_MESSAGE_BYTES = 1_000
+_MAX_KEY_BYTES = 1_024
+_STORED_BYTES, _HEADER_BYTES = 256, 12  # what a bus adds to a record, and to each of its headers, at most
 _MAX_ATTEMPTS = 10**9
 _BATCH_RECORDS, _BATCH_BYTES = 200, 4 << 20  # of one transaction: far below what a bus takes
 
@@ -36,9 +40,12 @@ class DeadLetter:
         source_topic, source_partition, source_offset: where the refused record lay.
         stream: its key as text, None where it had none.
         attempts: how often it has been refused by now, this time included.
-        size_bytes: of the record's value.
+        size_bytes: of the refused record's value.
+        cut: only the beginning of the value was kept, or none of it: it was larger than the dead-letter topic takes.
         headers: of the record as it was sent.
         put_back_at_ns: when it was last put back; None: never.
+        cut_from_bytes: size of the refused record's value where the letter does not hold all of that record, since it
+            was too large for the topic; None: it holds all.
     """
 
     partition: int
@@ -53,7 +60,9 @@ class DeadLetter:
     attempts: int
     size_bytes: int
     headers: Headers
+    cut: bool = False
     put_back_at_ns: int | None = None
+    cut_from_bytes: int | None = None
 
     @property
     def name(self) -> str:
@@ -75,10 +84,32 @@ def headers_of(record: Record, error: ChunkError, at_ns: int) -> Headers:
     )
 
 
+def letter_of(record: Record, error: ChunkError, at_ns: int, limit_bytes: int) -> tuple[bytes | None, bytes, Headers]:
+    """Key, value and headers of a refused record's dead letter, ``limit_bytes`` with all that a bus adds.
+
+    What does not fit is left out, the value's end first; header ``deadletter_cut`` then says how large the value was.
+    Whoever wrote the record may have compressed it, so it can be larger than the topic it came through takes.
+    """
+    key, value, headers = record.key, record.value, headers_of(record, error, at_ns)
+    own = (*(h for h in headers if h[0].startswith(PREFIX)), (CUT, b"%d" % len(value)))
+    left_bytes = limit_bytes - _STORED_BYTES - _size_bytes(own)
+    if len(key or b"") + len(value) + _size_bytes(headers) - _size_bytes(own[:-1]) <= left_bytes:
+        return key, value, headers
+    if key is not None:
+        key = key[:_MAX_KEY_BYTES]
+        left_bytes -= len(key)
+    foreign = _foreign(record.headers)
+    if _size_bytes(foreign) > left_bytes:
+        foreign = ()
+    left_bytes -= _size_bytes(foreign)
+    return key, value[: max(0, left_bytes)], (*foreign, *own)
+
+
 def read_letters(reader: LogReader, wanted: Callable[[DeadLetter], bool] | None = None) -> list[DeadLetter]:
     """The letters on the topic that are ``wanted``, oldest first, one for each refused record.
 
-    What is no letter of ours is logged and left out.
+    Of several letters on one record the first stands for all, whatever was wanted: so none goes back by each of its
+    letters. What is no letter of ours is logged and left out.
 
     Raises:
         BusError: the bus failed.
@@ -94,15 +125,15 @@ def read_letters(reader: LogReader, wanted: Callable[[DeadLetter], bool] | None 
         letter = parse(record)
         if letter is None:
             log.warning("%s[%d]@%d is no dead letter.", record.topic, record.partition, record.offset)
-        elif wanted is None or wanted(letter):
+        else:
             found[record.partition, record.offset] = letter
     told: dict[tuple[object, ...], DeadLetter] = {}  # a detector that died may have told of one record twice
     for letter in sorted(found.values(), key=lambda letter: (letter.at_ns, letter.partition, letter.offset)):
         source = (letter.source_topic, letter.source_partition, letter.source_offset, letter.size_bytes, letter.headers)
         first = told.setdefault(source, letter)
-        if first.put_back_at_ns is None and letter.put_back_at_ns is not None:
-            told[source] = replace(first, put_back_at_ns=letter.put_back_at_ns)
-    return list(told.values())
+        times_ns = [at_ns for at_ns in (first.put_back_at_ns, letter.put_back_at_ns) if at_ns is not None]
+        told[source] = replace(first, put_back_at_ns=max(times_ns, default=None))
+    return [letter for letter in told.values() if wanted is None or wanted(letter)]
 
 
 def read_record(reader: LogReader, partition: int, offset: int) -> Record:
@@ -131,8 +162,10 @@ def parse(record: Record) -> DeadLetter | None:
             source_offset=int(fields["deadletter_offset"]),
             stream=None if record.key is None else record.key.decode("utf-8", "replace"),
             attempts=max(1, _attempts(record.headers)),
-            size_bytes=len(record.value),
+            size_bytes=int(fields.get(CUT_FROM_BYTES, b"%d" % len(record.value))),
             headers=_foreign(record.headers),
+            cut=CUT_FROM_BYTES in fields,
+            cut_from_bytes=int(fields[CUT]) if CUT in fields else None,
         )
     except (KeyError, ValueError):
         return None
@@ -140,10 +173,12 @@ def parse(record: Record) -> DeadLetter | None:
 
 @dataclass(frozen=True, slots=True)
 class PutBack:
-    """What ``put_back`` did: the letters that went back, and those it left since they had gone back before."""
+    """What ``put_back`` did: the letters that went back, those it left since they had gone back before, and those it
+    left since their records were not kept whole."""
 
     done: tuple[DeadLetter, ...]
     before: tuple[DeadLetter, ...]
+    cut: tuple[DeadLetter, ...]
 
 
 def put_back(
@@ -159,7 +194,8 @@ def put_back(
     """Send the wanted letters' records to where they came from, each with its attempts in a header, and mark them.
 
     A record goes to its old partition (by its key, should there be fewer partitions now), at the end of the log. Record
-    and mark are one transaction. Two that do this at once do not double anything: the earlier one is fenced.
+    and mark are one transaction. Two that do this at once do not double anything: the earlier one is fenced. A record
+    of which only a part was kept stays where it is.
 
     Args:
         topic: the dead-letter topic.
@@ -179,9 +215,10 @@ def put_back(
             chosen = {
                 (letter.partition, letter.offset): letter
                 for letter in letters
-                if again or letter.put_back_at_ns is None
+                if not letter.cut and (again or letter.put_back_at_ns is None)
             }
-            before = tuple(letter for letter in letters if (letter.partition, letter.offset) not in chosen)
+            cut = tuple(letter for letter in letters if letter.cut)
+            before = tuple(x for x in letters if not x.cut and (x.partition, x.offset) not in chosen)
             partitions = {name: bus.partitions(name) for name in {c.source_topic for c in chosen.values()}}
             if missing := sorted(name for name, count in partitions.items() if count is None):
                 raise BusError(f"Topic {', '.join(missing)}, where dead letters came from, does not exist any more.")
@@ -190,7 +227,7 @@ def put_back(
                     for letter, record in batch:
                         _send(producer, topic, letter, record, partitions[letter.source_topic] or 0, now_ns())
                     producer.commit(reader.consumer, {})
-            return PutBack(tuple(c for c in letters if (c.partition, c.offset) in chosen), before)
+            return PutBack(tuple(c for c in letters if (c.partition, c.offset) in chosen), before, cut)
     finally:
         if producer is not None:
             producer.close()
@@ -233,6 +270,10 @@ def _batches(reader: LogReader, chosen: dict[tuple[int, int], DeadLetter]) -> It
 
 def _foreign(headers: Headers) -> Headers:
     return tuple((name, value) for name, value in headers if not name.startswith(PREFIX))
+
+
+def _size_bytes(headers: Headers) -> int:
+    return sum(len(name.encode()) + len(value) + _HEADER_BYTES for name, value in headers)
 
 
 def _attempts(headers: Headers) -> int:
