@@ -184,12 +184,25 @@ def retry_command(
     click.echo(f"{len(outcome.done)} {verb}.")
     if outcome.before:
         click.echo(f"{len(outcome.before)} had been put back before; --again puts them back once more.")
+    if outcome.cut:
+        cut = (
+            f"{len(outcome.cut)} can't go back, since the record was too large for {settings.topics.deadletter} and "
+            f"only a part of it was kept: {_names(outcome.cut)}. Send it anew from where it came."
+        )
+        if names:
+            raise BusError(cut)
+        click.echo(cut)
     found = {(letter.partition, letter.offset) for letter in (*outcome.done, *outcome.before)}
     if absent := [f"{p}:{o}" for p, o in names if (p, o) not in found]:
         raise BusError(
-            f"No such dead letter: {', '.join(absent)}. `detector deadletters` lists those there are; of two letters "
-            "on one record only the first counts."
+            f"No such dead letter: {', '.join(absent)}. `detector deadletters` lists those there are; of several "
+            "letters on one record only the first is listed."
         )
+
+
+def _names(letters: Sequence[DeadLetter]) -> str:
+    shown = ", ".join(f"{letter.name} ({letter.size_bytes} bytes)" for letter in letters[:5])
+    return shown + (f" and {len(letters) - 5} more" if len(letters) > 5 else "")
 
 
 def _times(count: int) -> str:
@@ -239,7 +252,7 @@ def _print_table(letters: list[DeadLetter], limit: int, settings: Settings) -> N
             Text(source),
             Text("" if letter.stream is None else letter.stream),
             str(letter.attempts),
-            str(letter.size_bytes),
+            f"{letter.size_bytes}{' (cut)' if letter.cut else ''}",
             _at(letter.put_back_at_ns),
         )
     console.print(table)
@@ -271,7 +284,7 @@ def _show(reader: Any, partition: int, offset: int, output_format: str) -> None:
         return
     fields = _fields(letter)
     headers = fields.pop("headers")
-    for name in ("letter", "at", "reason", "message", "stream", "attempts", "size_bytes"):
+    for name in ("letter", "at", "reason", "message", "stream", "attempts", "size_bytes", "cut"):
         click.echo(f"{name:10} {fields[name]}")
     click.echo(f"{'from':10} {letter.source_topic}[{letter.source_partition}]@{letter.source_offset}")
     click.echo(f"{'put back':10} {_at(letter.put_back_at_ns) or 'never'}")

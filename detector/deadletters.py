@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 PREFIX = "deadletter_"  # of every header that is ours; the others are those of the record as it was sent
 ATTEMPTS = "deadletter_attempts"
 CUT_FROM_BYTES = "deadletter_cut_from_bytes"  # size of the refused record's value, where not all of it was kept
-CUT = "deadletter_cut"  # the record was too large for this topic, and had a value of so many bytes
 _MARK = "deadletter_put_back"
 _MAX_MESSAGE_BYTES = 1_000
 _MAX_KEY_BYTES = 1_024
@@ -41,11 +40,9 @@ class DeadLetter:
         stream: its key as text, None where it had none.
         attempts: how often it has been refused by now, this time included.
         size_bytes: of the refused record's value.
-        cut: only the beginning of the value was kept, or none of it: it was larger than the dead-letter topic takes.
+        cut: only a part of the record was kept: it was larger than the dead-letter topic takes.
         headers: of the record as it was sent.
         put_back_at_ns: when it was last put back; None: never.
-        cut_from_bytes: size of the refused record's value where the letter does not hold all of that record, since it
-            was too large for the topic; None: it holds all.
     """
 
     partition: int
@@ -62,7 +59,6 @@ class DeadLetter:
     headers: Headers
     cut: bool = False
     put_back_at_ns: int | None = None
-    cut_from_bytes: int | None = None
 
     @property
     def name(self) -> str:
@@ -87,11 +83,11 @@ def headers_of(record: Record, error: ChunkError, at_ns: int) -> Headers:
 def letter_of(record: Record, error: ChunkError, at_ns: int, limit_bytes: int) -> tuple[bytes | None, bytes, Headers]:
     """Key, value and headers of a refused record's dead letter, ``limit_bytes`` with all that a bus adds.
 
-    What does not fit is left out, the value's end first; header ``deadletter_cut`` then says how large the value was.
+    What does not fit is left out, the value's end first; ``CUT_FROM_BYTES`` then says how large the value was.
     Whoever wrote the record may have compressed it, so it can be larger than the topic it came through takes.
     """
     key, value, headers = record.key, record.value, headers_of(record, error, at_ns)
-    own = (*(h for h in headers if h[0].startswith(PREFIX)), (CUT, b"%d" % len(value)))
+    own = (*(h for h in headers if h[0].startswith(PREFIX)), (CUT_FROM_BYTES, b"%d" % len(value)))
     left_bytes = limit_bytes - _STORED_BYTES - _size_bytes(own)
     if len(key or b"") + len(value) + _size_bytes(headers) - _size_bytes(own[:-1]) <= left_bytes:
         return key, value, headers
@@ -165,7 +161,6 @@ def parse(record: Record) -> DeadLetter | None:
             size_bytes=int(fields.get(CUT_FROM_BYTES, b"%d" % len(record.value))),
             headers=_foreign(record.headers),
             cut=CUT_FROM_BYTES in fields,
-            cut_from_bytes=int(fields[CUT]) if CUT in fields else None,
         )
     except (KeyError, ValueError):
         return None

@@ -24,7 +24,7 @@ from detector.chunk import CHUNK_SAMPLES, Chunk, encode
 from detector.commands_deadletters import hexdump
 from detector.config import BusSettings, EmbeddedBusSettings, KafkaSettings, Settings, load_settings
 from detector.daemon import Session
-from detector.deadletters import ATTEMPTS, DeadLetter, headers_of, parse, put_back, read_letters
+from detector.deadletters import ATTEMPTS, CUT_FROM_BYTES, DeadLetter, headers_of, parse, put_back, read_letters
 from detector.errors import BusError, ChunkError, CommitFenced
 from detector.metrics import Metrics
 from detector.topics import topic_settings
@@ -167,6 +167,49 @@ def test_two_letters_on_one_record_go_back_once(place):
     assert len(place.letters()) == 1
     assert place.put_back() == (1, 0)
     assert place.put_back() == (0, 1)
+
+
+def test_a_record_goes_back_once_whichever_of_its_letters_is_asked_for(place):
+    """By the name of the second letter, or by the time of it, the record is not put back a second time."""
+    place.send(bad())
+    place.serve(1)
+    (told,) = place.records(place.dead)
+    first = parse(told)
+    later = tuple((n, b"%d" % (first.at_ns + 10**9) if n == "deadletter_at" else v) for n, v in told.headers)
+    producer = place.bus.producer()
+    producer.send(place.dead, told.key, told.value, later)
+    producer.flush()
+    producer.close()
+    records = place.records(place.dead)
+    second = parse(records[-1])
+    assert first.name != second.name
+    asked = [lambda letter, one=one: letter.name == one.name for one in (first, second)]
+    assert [place.put_back(wanted=one) for one in asked] == [(1, 0), (0, 0)]
+    assert place.put_back(wanted=lambda letter: letter.at_ns > first.at_ns) == (0, 0)
+    assert place.put_back(wanted=lambda letter: letter.at_ns <= first.at_ns) == (0, 1)
+    assert len(place.records(place.chunks)) == 2
+
+
+def test_a_letter_of_which_a_part_was_kept_stays(place):
+    error = ChunkError("too_large", "Why.")
+    producer = place.bus.producer()
+    for offset, extra in ((1, ((CUT_FROM_BYTES, b"9000000"),)), (2, ())):
+        headers = headers_of(Record(place.chunks, 1, offset, b"a", b"x", (), 0), error, NOW_NS)
+        producer.send(place.dead, b"a", b"x", (*headers, *extra))
+    producer.flush()
+    producer.close()
+    cut, whole = place.letters()
+    assert (cut.cut, cut.size_bytes, whole.cut, whole.size_bytes) == (True, 9_000_000, False, 1)
+    named = run(place, "retry", "--letter", cut.name)
+    assert named.exit_code == 1
+    assert f"only a part of it was kept: {cut.name} (9000000 bytes)" in named.output
+    assert place.records(place.chunks) == []
+    rest = run(place, "retry", "--all")
+    assert rest.exit_code == 0, rest.output
+    assert "1 put back." in rest.output
+    assert "1 can't go back" in rest.output
+    assert [record.value for record in place.records(place.chunks)] == [b"x"]
+    assert "9000000 (cut)" in run(place).output
 
 
 def test_of_two_who_put_back_at_once_one_is_fenced_and_nothing_goes_back_twice(place):
