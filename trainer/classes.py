@@ -8,7 +8,7 @@ from pathlib import Path
 from detector.errors import ConfigError
 from detector.model import shipped_models
 from trainer.labels import LabelSet, Ontology, gunfire_classes, look_alike_classes
-from trainer.trained import Trained
+from trainer.trained import Trained, numbered_labels
 
 # AudioSet's places of the default sets, for a model of 527 classes that names none.
 _AUDIOSET_CLASSES = 527
@@ -85,9 +85,7 @@ def labels_of(trained: Trained, path: Path | None) -> LabelSet:
     if path is None:
         if trained.labels is not None:
             return trained.labels
-        return shipped_labels(trained.classes) or LabelSet.of_names(
-            [f"class {i}" for i in range(trained.classes)], f"model {trained.name}"
-        )
+        return shipped_labels(trained.classes) or numbered_labels(trained.classes, f"model {trained.name}")
     given = LabelSet.read(path)
     if len(given) != trained.classes:
         raise ConfigError(f"{path} holds {len(given)} classes; model {trained.name} has {trained.classes}.")

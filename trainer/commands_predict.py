@@ -75,13 +75,13 @@ def predict_command(
     from detector.model import configure_tensorflow
     from trainer.classes import labels_of
     from trainer.predict import predictions, write_predictions, write_rows
-    from trainer.trained import open_trained, read_data
+    from trainer.trained import is_numbered, open_trained, read_data
 
     configure_tensorflow()
     trained = open_trained(model_name, "latest" if which == "latest" else "best")
-    if label_names and trained.labels is None and labels_path is None:
-        raise ConfigError(f"Model {trained.name} does not name its classes; give --labels with --label-names.")
     labels = labels_of(trained, labels_path)
+    if label_names and is_numbered(labels):
+        raise ConfigError(f"Model {trained.name} does not name its classes; give --labels with --label-names.")
     with progress_bar() as progress:
         files = progress.add_task("Files", total=None)
         clips = read_data(

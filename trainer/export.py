@@ -32,7 +32,7 @@ from trainer.classes import Classes
 from trainer.evaluate import Evaluation
 from trainer.metrics import Curve, family_scores
 from trainer.records import ClipSet, video_matrix
-from trainer.trained import Trained
+from trainer.trained import Trained, is_numbered
 
 logger = logging.getLogger(__name__)
 
@@ -253,7 +253,7 @@ def check_fit(trained: Trained, classes: Classes, window_examples: int) -> None:
     longest = min(MAX_WINDOW_EXAMPLES, trained.features.max_frames)
     if not 1 <= window_examples <= longest:
         raise ConfigError(f"A window of {window_examples} examples can't be: 1 to {longest} fit model {trained.name}.")
-    if all(label.name == f"class {label.index}" for label in classes.labels):
+    if is_numbered(classes.labels):
         raise ConfigError(f"Model {trained.name} does not name its classes; give --labels class_labels_indices.csv.")
 
 

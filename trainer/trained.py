@@ -45,7 +45,8 @@ class Trained:
         source: the folder, or the checkpoint's prefix.
         classifier: with its weights.
         kind, params: as a package's manifest names them.
-        labels: its classes; None where the source names none (a starter-code checkpoint).
+        labels: its classes; None where the source names none: a starter-code checkpoint, a run trained without
+            ``--labels``.
         family, look_alikes: class indices by the source's word; empty where it says nothing.
         features: what records must hold.
         label_loss: what it was trained to make small, by the starter code's name.
@@ -123,7 +124,7 @@ def _of_run(name: str, run: Run, which: Which) -> Trained:
         classifier=classifier,
         kind=config.kind,
         params=dict(config.params),
-        labels=config.label_set,
+        labels=None if is_numbered(config.label_set) else config.label_set,
         family=config.family,
         look_alikes=config.look_alikes,
         features=config.feature_spec,
@@ -132,6 +133,16 @@ def _of_run(name: str, run: Run, which: Which) -> Trained:
         sha256=weights_sha256(classifier),
         run=run,
     )
+
+
+def numbered_labels(classes: int, source: str) -> LabelSet:
+    """``class 0``, ``class 1``, ...: of a model that names none."""
+    return LabelSet.of_names([f"class {i}" for i in range(classes)], source)
+
+
+def is_numbered(labels: LabelSet) -> bool:
+    """Whether these are ``numbered_labels``, as a run trained without ``--labels`` has them: no names."""
+    return all(not label.mid and label.name == f"class {label.index}" for label in labels)
 
 
 def _of_starter(name: str, folder: Path, checkpoint: Path | None, params: Mapping[str, Any] | None) -> Trained:
