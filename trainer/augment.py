@@ -56,10 +56,13 @@ class Augmentation:
         family: Sequence[int],
         look_alikes: Sequence[int],
         seed: int,
+        general: int | None = None,
     ) -> None:
         """Args:
-            family, look_alikes: class indices, for what the recipe says of them; the family's most general first.
+            family, look_alikes: class indices, for what the recipe says of them.
             seed: with epoch and step, all that chance depends on.
+            general: the class that all others of the family are kinds of (``trainer.labels.general_class``); None where
+                there is none: then no label implies another.
 
         Raises ConfigError where the recipe asks for what these clips or classes don't have, DataError for a table of
         label qualities that can't be read.
@@ -73,6 +76,7 @@ class Augmentation:
         self._clips = clips
         self._family = list(family)
         self._look_alikes = list(look_alikes)
+        self._general = general
         self._seed = seed
         self._class_weights = self._weights_of_classes()
         self._positive_weights = self._weights_of_positives(labels)
@@ -159,10 +163,10 @@ class Augmentation:
         return np.asarray(labels[:, self._look_alikes].any(axis=1) & ~labels[:, self._family].any(axis=1))
 
     def _with_family(self, labels: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        if not self._recipe.imply_family or not self._family:
+        if not self._recipe.imply_family or self._general is None:
             return labels
         implied: npt.NDArray[np.bool_] = labels.copy()
-        implied[:, self._family[0]] = labels[:, self._family].any(axis=1)
+        implied[:, self._general] = labels[:, self._family].any(axis=1)
         return implied
 
     def _weights_of_hard_negatives(self, labels: npt.NDArray[np.bool_]) -> Float32Array | None:

@@ -371,7 +371,7 @@ def _data(
     ontology: Ontology | None,
     say: Callable[[str], None],
 ) -> tuple[ClipSet, ClipSet | None, RunConfig]:
-    from trainer.labels import gunfire_classes, look_alike_classes
+    from trainer.labels import general_class, gunfire_classes, look_alike_classes
     from trainer.run import ClassName, RunConfig
 
     family, look_alikes = (
@@ -389,6 +389,13 @@ def _data(
         training, evaluation = _divided(training, options["eval_fraction"])
         say(f"{len(evaluation)} of these clips are kept for evaluation.")
     _warn_of_absent_classes(training, labels)
+    general = general_class(labels, family, ontology)
+    if recipe.imply_family and general is None and len(family) > 1:
+        logger.warning(
+            "imply_family has no effect: no class of the family (%s) is known to hold the others. Give --ontology, or "
+            "call the general one 'Gunshot, gunfire'.",
+            ", ".join(labels[i].name for i in family[:_SHOWN]) + (", ..." if len(family) > _SHOWN else ""),
+        )
     config = RunConfig(
         recipe=recipe,
         kind=recipe.kind,
@@ -400,6 +407,7 @@ def _data(
         labels=tuple(ClassName(mid=label.mid, name=label.name) for label in labels),
         family=tuple(family),
         look_alikes=tuple(index for index in look_alikes if index not in family),
+        general=general,
         training=_source(options["train_data"], training),
         evaluation=None if evaluation is None else _source(options["eval_data"] or options["train_data"], evaluation),
         evaluation_fraction=options["eval_fraction"],

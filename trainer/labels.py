@@ -266,6 +266,23 @@ def gunfire_classes(labels: LabelSet, ontology: Ontology | None = None) -> tuple
     return tuple(sorted(found.index for name in GUNFIRE_CLASSES if (found := labels.find(name)) is not None))
 
 
+def general_class(labels: LabelSet, family: Sequence[int], ontology: Ontology | None = None) -> int | None:
+    """The class that every other one of ``family`` is a kind of: the one called "Gunshot, gunfire", else the one that
+    the ontology puts above all others; None where neither is in the family.
+    """
+    named = labels.find(GUNFIRE_CLASSES[0])
+    if named is not None and named.index in family:
+        return named.index
+    for index in family if ontology is not None else ():
+        assert ontology is not None
+        node = ontology.find(labels[index].mid) or ontology.find(labels[index].name)
+        if node is not None:
+            below = (labels.find(each.mid) or labels.find(each.name) for each in ontology.family(node.mid))
+            if set(family) <= {each.index for each in below if each is not None}:
+                return index
+    return None
+
+
 def look_alike_classes(labels: LabelSet, ontology: Ontology | None = None) -> tuple[int, ...]:
     """Indices of those ``LOOK_ALIKES`` that the labels hold, gunfire left out; maybe none."""
     chosen: set[int] = set()

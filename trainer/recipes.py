@@ -37,8 +37,9 @@ class Recipe(BaseModel):
         clip_gradient_norm: 0 = never; ``clip_gradients`` says of what: each variable's gradient, or all together.
         average_decay: 0, or the decay of a moving average of the weights, which is then evaluated and served.
         mixed_precision: large products in bfloat16.
-        imply_family: a clip with any label of the family carries the family's first class too (gunfire: a machine gun
-            is a gunshot, though those who labelled ticked one alone).
+        imply_family: a clip with any label of the family carries the class too that all of them are kinds of (gunfire:
+            a machine gun is a gunshot, though those who labelled ticked one alone); without effect where none of the
+            family is known to be that (``trainer.labels.general_class``).
         label_smoothing: labels become ``y (1 - s) + s / 2``.
         mixup_alpha, mixup_share: Beta parameter (0 = off), and the share of batches or clips that it is done to.
         class_weight_power: classes weigh by their frequency to the minus this (0 = all the same).

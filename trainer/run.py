@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,9 @@ _FREE = frozenset(
     }
 )
 _LENGTH = frozenset({"num_epochs", "max_steps"})
+_SINCE = frozenset({"general", "label_quality_fingerprint"})
+_ABSENT = object()
+_MAX_SHOWN = 80  # characters of a list that a message shows whole
 
 Which = Literal["best", "latest"]
 Tensors = dict[str, npt.NDArray[Any]]
@@ -100,6 +103,8 @@ class RunConfig(BaseModel):
         level: ``frame`` or ``video``.
         labels: V classes in order.
         family, look_alikes: class indices; empty where the classes hold none.
+        label_quality_fingerprint: of the table that the recipe's ``label_quality`` names; empty without one.
+        general: of the family, the class that all its others are kinds of; None where none is known to be.
         evaluation: None where nothing is evaluated on.
         evaluation_fraction: share of the training clips kept for evaluation; 0 = none.
         started_from: what gave the first weights; empty = random ones.
@@ -118,6 +123,8 @@ class RunConfig(BaseModel):
     labels: tuple[ClassName, ...] = Field(min_length=1)
     family: tuple[int, ...] = ()
     look_alikes: tuple[int, ...] = ()
+    general: int | None = None
+    label_quality_fingerprint: str = ""
     training: DataSource
     evaluation: DataSource | None = None
     evaluation_fraction: float = 0.0
@@ -136,25 +143,42 @@ class RunConfig(BaseModel):
 
     def differences(self, other: RunConfig) -> list[str]:
         """What of ``other`` would make another run, in words; empty where training may go on with ``other``."""
+        stairs = self.recipe.learning_rate_schedule == other.recipe.learning_rate_schedule == "stairs"
+        free = _FREE if stairs else _FREE - _LENGTH
+        if not (self.recipe.imply_family or other.recipe.imply_family):
+            free |= {"general"}
+        free |= _SINCE - self.model_fields_set  # written by a version that knew no such thing
         mine, theirs = self._compared(), other._compared()
-        return [
-            f"{key} is {_short(theirs[key])}, it was {_short(mine[key])}" for key in mine if mine[key] != theirs[key]
-        ]
+        return _differences("", mine, theirs, free)
 
     def _compared(self) -> dict[str, Any]:
         values = self.model_dump(mode="json")
         recipe = values.pop("recipe")
-        free = _FREE if recipe["learning_rate_schedule"] == "stairs" else _FREE - _LENGTH
         values = {key: value for key, value in values.items() if key not in ("command", "started_from")}
         for source in ("training", "evaluation"):
             # the same clips may lie elsewhere today
             values[source] = None if values[source] is None else values[source]["fingerprint"]
-        return {**{key: value for key, value in recipe.items() if key not in free}, **values}
+        return {**recipe, **values}
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _differences(name: str, old: Any, new: Any, free: Set[str] = frozenset()) -> list[str]:
+    """In words, as deep down as they can be named."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in [key for key in {**old, **new} if key not in free]:
+            found += _differences(f"{name}.{key}" if name else key, old.get(key, _ABSENT), new.get(key, _ABSENT))
+        return found
+    if old == new:
+        return []
+    if isinstance(old, list) and isinstance(new, list) and max(len(_text(old)), len(_text(new))) > _MAX_SHOWN:
+        if len(old) != len(new):
+            return [f"{name} has {len(new)} entries, it had {len(old)}"]
+        return [each for i in range(len(old)) for each in _differences(f"{name}[{i}]", old[i], new[i])]
+    return [f"{name} is {_text(new)}, it was {_text(old)}"]
+
+
+def _text(value: Any) -> str:
+    return "left out" if value is _ABSENT else json.dumps(value)
 
 
 class Best(BaseModel):

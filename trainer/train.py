@@ -179,7 +179,7 @@ class Trainer:
         self._epoch_steps = steps_an_epoch(len(training), self._recipe)
         self._total = steps_in_all(len(training), self._recipe)
         self._augmentation = Augmentation(
-            self._recipe, training, config.label_set, config.family, config.look_alikes, config.seed
+            self._recipe, training, config.label_set, config.family, config.look_alikes, config.seed, config.general
         )
         settings = step_settings(self._recipe, self._total, config.seed)
         with _scope(strategy):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from detector.errors import ConfigError, DataError
 from trainer.augment import Augmentation, Augmented, read_qualities, thinned
-from trainer.labels import Label, LabelSet
+from trainer.labels import Label, LabelSet, Node, Ontology, general_class, gunfire_classes
 from trainer.recipes import Recipe
 from trainer.records import Batch, ClipSet, FeatureSpec, RecordWriter, encode_clip, encode_video, read_clips
 
@@ -36,7 +36,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> ClipSet:
 
 
 def augmentation(clips: ClipSet, seed: int = 5, **recipe: Any) -> Augmentation:
-    return Augmentation(Recipe(**recipe), clips, LABELS, FAMILY, LOOK_ALIKES, seed)
+    return Augmentation(Recipe(**recipe), clips, LABELS, FAMILY, LOOK_ALIKES, seed, general=1)
 
 
 def whole(clips: ClipSet) -> Batch:
@@ -149,7 +149,7 @@ def test_frames_are_thinned_by_the_share(clips: ClipSet) -> None:
     assert 5.7 < left.mean() < 6.3
 
 
-def test_any_label_of_the_family_implies_its_first_class(clips: ClipSet) -> None:
+def test_any_label_of_the_family_implies_its_general_class(clips: ClipSet) -> None:
     batch = whole(clips)
     before = batch.labels.copy()
     found = augmentation(clips, imply_family=True)(batch, 0)
@@ -158,8 +158,32 @@ def test_any_label_of_the_family_implies_its_first_class(clips: ClipSet) -> None
     assert expected[:, 1].sum() > before[:, 1].sum()
     np.testing.assert_array_equal(found.labels, expected)
     np.testing.assert_array_equal(batch.labels, before)
-    nothing = Augmentation(Recipe(imply_family=True), clips, LABELS, (), (), 0)(batch, 0)
+    nothing = Augmentation(Recipe(imply_family=True), clips, LABELS, FAMILY, (), 0)(batch, 0)
     np.testing.assert_array_equal(nothing.labels, before)
+
+
+def labels_of(*names: str) -> LabelSet:
+    return LabelSet([Label(i, f"/m/{i}", name) for i, name in enumerate(names)])
+
+
+def test_only_a_class_that_all_others_are_kinds_of_is_implied() -> None:
+    weapons = labels_of("Pistol", "Rifle", "Traffic", "Firearm")
+    children = {"Firearm": ("/m/0", "/m/1")}
+    tree = Ontology([Node(each.mid, each.name, children.get(each.name, ()), False) for each in weapons])
+    assert general_class(weapons, (0, 1)) is None  # the first is no kind of the other
+    assert general_class(weapons, (0, 1), tree) is None
+    assert general_class(weapons, (0, 1, 3), tree) == 3
+    assert general_class(weapons, (0, 1, 3)) is None
+    assert general_class(weapons, (0, 2, 3), tree) is None
+    assert general_class(labels_of("Rifle", "Gunshot, gunfire", "Dog"), (0, 1)) == 1
+    assert general_class(labels_of("Rifle", "Gunshot, gunfire", "Dog"), (0,)) is None
+
+
+@pytest.mark.parametrize("with_ontology", [False, True])
+def test_of_audioset_it_is_gunshot_gunfire(data_dir: Path, with_ontology: bool) -> None:
+    labels = LabelSet.read(next(data_dir.rglob("class_labels_indices.csv")))
+    ontology = Ontology.read(next(data_dir.rglob("ontology.json"))) if with_ontology else None
+    assert general_class(labels, gunfire_classes(labels, ontology), ontology) == 427
 
 
 def test_labels_are_smoothed(clips: ClipSet) -> None:

@@ -111,6 +111,38 @@ def test_another_run_is_told_from_the_same_one() -> None:
     assert config(recipe=cosine).differences(config(recipe=cosine.with_changes({"num_epochs": 99}))) == [
         "num_epochs is 99.0, it was 5.0"
     ]
+    assert config(recipe=cosine).differences(one) == ['learning_rate_schedule is "stairs", it was "cosine"']
+    assert one.differences(config(recipe=cosine)) == ['learning_rate_schedule is "cosine", it was "stairs"']
+
+
+def test_a_difference_is_named_however_long_what_it_stands_in() -> None:
+    names = [f"a rather long name {i}" for i in range(9)]
+    long: dict[str, Any] = {
+        "labels": tuple(ClassName(name=name) for name in names),
+        "params": {**PARAMS, "cells": 8, "x" * 80: 1},
+    }
+    other = {**long, "params": {**long["params"], "cells": 9, "layers": 1}}
+    assert config(**long).differences(config(**other)) == [
+        "params.cells is 9, it was 8",
+        "params.layers is 1, it was left out",
+    ]
+    names[7] = "Rifle"
+    renamed = config(**{**long, "labels": tuple(ClassName(name=name) for name in names)})
+    assert config(**long).differences(renamed) == ['labels[7].name is "Rifle", it was "a rather long name 7"']
+    fewer = config(**{**long, "labels": long["labels"][:5]})
+    assert config(**long).differences(fewer) == ["labels has 5 entries, it had 9"]
+
+
+def test_what_an_older_version_did_not_write_is_no_difference(tmp_path: Path) -> None:
+    implying = REFERENCE.with_changes({"imply_family": True})
+    run = Run.create(tmp_path, config(recipe=implying, general=1, label_quality_fingerprint="q"))
+    assert run.config.differences(config(recipe=implying, general=0, label_quality_fingerprint="q")) == [
+        "general is 0, it was 1"
+    ]
+    written = json.loads((tmp_path / "run.json").read_text())
+    del written["general"], written["label_quality_fingerprint"]
+    (tmp_path / "run.json").write_text(json.dumps(written))
+    assert Run.open(tmp_path).config.differences(run.config) == []
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
