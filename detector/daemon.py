@@ -57,6 +57,7 @@ _FIRST_BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS, _STEADY_SECONDS = 0.5, 15.0, 30.0
 _REJECTION_SECONDS = 10.0
 _STREAMS_A_LINE = 20
 _FULL_BYTES = 4 << 20
+_LETTER_BYTES = 1_000_000
 _METADATA_VERSION = 2
 # Examples begin at multiples of half a chunk, less the carry-over: an index says as much as a sample, in less room.
 _STEP_SAMPLES = CHUNK_SAMPLES // 2
@@ -215,6 +216,9 @@ class Session:
         transactional_id = f"{daemon.group}.{static or member or uuid.uuid4().hex}"
         self._producer: Producer = bus.producer(transactional_id=transactional_id if self._exactly_once else None)
         try:
+            known_bytes = bus.max_message_bytes(self._topics.deadletter)
+            # unknown: what the brokers take of a topic about which nothing was said, or less
+            self._letter_bytes = known_bytes or min(self._topics.max_message_bytes, _LETTER_BYTES)
             self._consumer: Consumer = bus.consumer(
                 [self._topics.chunks],
                 daemon.group,
@@ -316,11 +320,11 @@ class Session:
     def _reject(self, record: Record, error: ChunkError) -> None:
         self._metrics.rejected.labels(error.reason).inc()
         self._rejections.tell(record, error)
-        headers = deadletters.headers_of(record, error, int(self._wall() * 1e9))
-        self._producer.send(self._topics.deadletter, record.key, record.value, headers)
+        key, value, headers = deadletters.letter_of(record, error, int(self._wall() * 1e9), self._letter_bytes)
+        self._producer.send(self._topics.deadletter, key, value, headers)
         self._metrics.deadletters.inc()
         self._unsaid += 1
-        self._unsaid_bytes += len(record.value)
+        self._unsaid_bytes += len(value)
 
     def _publish(self, emitted: Sequence[Emitted]) -> None:
         if not emitted:

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from detector import alert as alerts
-from detector.bus.base import TopicPartition
+from detector.bus.base import Record, TopicPartition
 from detector.bus.embedded import EmbeddedBus
 from detector.chunk import CHUNK_SAMPLES, encode
 from detector.config import load_settings
 from detector.console.server import ConsoleServer
 from detector.daemon import MAX_METADATA_BYTES, Backoff, Position, Session
-from detector.errors import BusUnavailable, CommitFenced, ConfigError
+from detector.deadletters import CUT_FROM_BYTES, headers_of, letter_of
+from detector.errors import BusUnavailable, ChunkError, CommitFenced, ConfigError
 from detector.metrics import Metrics
 from detector.topics import topic_settings
 from tests.test_pipeline import DECISION, START_NS, audio, chunks_of, feed, log_of, make_pipeline
@@ -186,6 +187,47 @@ def test_what_is_no_chunk_goes_to_the_dead_letters_and_stops_nothing(bus):
     run_dry(again)
     again.close()
     assert len(published(bus, "audio.deadletter")) == len(bad)
+
+
+def test_what_is_too_large_for_the_dead_letters_is_cut_and_stops_nothing(tmp_path):
+    bus = EmbeddedBus(tmp_path / "bus.sqlite3", session_timeout_seconds=2)
+    made = topic_settings(settings_of().topics)
+    made["audio.deadletter"] = dataclasses.replace(made["audio.deadletter"], max_message_bytes=4_000)
+    bus.create_topics(made)
+    streams = some_streams(1, seed=5)
+    producer = bus.producer()
+    producer.send("audio.chunks", b"junk", b"junk" * 2_000, (("of", b"theirs"),))
+    producer.send("audio.chunks", b"j" * 5_000, b"", (("of", b"x" * 5_000),))
+    producer.send("audio.chunks", b"junk", b"junk")
+    producer.close()
+    publish(bus, streams)
+    session, _ = session_of(bus)
+    run_dry(session)
+    session.close()
+    assert identities(alerts_of(bus)) == expected_of(streams)
+    letters = {int(dict(r.headers).get(CUT_FROM_BYTES, b"-1")): r for r in published(bus, "audio.deadletter")}
+    assert letters.keys() == {8_000, 0, -1}
+    assert letters[8_000].value == (b"junk" * 2_000)[: len(letters[8_000].value)]
+    assert 3_000 < len(letters[8_000].value) < 4_000
+    assert dict(letters[8_000].headers)["of"] == b"theirs"
+    assert letters[0].key == b"j" * 1_024
+    assert "of" not in dict(letters[0].headers)
+    bus.close()
+
+
+@given(
+    st.none() | st.binary(max_size=3_000),
+    st.binary(max_size=3_000),
+    st.binary(max_size=3_000),
+    st.integers(2_000, 9_000),
+)
+def test_a_dead_letter_never_outgrows_its_topic(key, value, header, limit_bytes):
+    record = Record("audio.chunks", 0, 1, key, value, (("of", header),), 0)
+    letter = letter_of(record, ChunkError("bad_size", "m" * 900), 1, limit_bytes)
+    size_bytes = len(letter[0] or b"") + len(letter[1]) + sum(len(n) + len(v) for n, v in letter[2])
+    assert size_bytes <= limit_bytes
+    whole = letter == (key, value, headers_of(record, ChunkError("bad_size", "m" * 900), 1))
+    assert whole == (CUT_FROM_BYTES not in dict(letter[2]))
 
 
 def test_partitions_move_between_detectors_without_a_loss(bus):

@@ -174,6 +174,10 @@ class Bus(Protocol):
         """Number of partitions of the topic; None if it does not exist."""
         ...
 
+    def max_message_bytes(self, topic: str) -> int | None:
+        """How large a record of the topic may be, all told; None where that can't be known. Asks the bus."""
+        ...
+
     def producer(self, *, transactional_id: str | None = None) -> Producer: ...
 
     def consumer(

@@ -214,6 +214,11 @@ class EmbeddedBus:
         found = _find_topic(self._file, topic)
         return None if found is None else len(found.log_ids)
 
+    def max_message_bytes(self, topic: str) -> int | None:
+        self._check_open()
+        found = _find_topic(self._file, topic)
+        return None if found is None else found.max_message_bytes
+
     def producer(self, *, transactional_id: str | None = None) -> Producer:
         self._check_open()
         file = self._open()

@@ -216,6 +216,12 @@ class KafkaBus:
             raise _translated(error, f"asking for topic {topic}", needs)
         return len(answer["partitions"])
 
+    def max_message_bytes(self, topic: str) -> int | None:
+        facts = self.topic_facts([topic])[topic]
+        if facts is None or facts.configs is None or "max.message.bytes" not in facts.configs:
+            return None  # it does not exist, or this user may not look
+        return min(int(facts.configs["max.message.bytes"]), MAX_VALUE_BYTES)
+
     def topic_facts(self, topics: Sequence[str]) -> dict[str, TopicFacts | None]:
         """What the brokers say of topics, by name; None for one that does not exist."""
         needs = f"DESCRIBE and DESCRIBE_CONFIGS on topic {', '.join(topics)}"

@@ -154,6 +154,14 @@ class BusContract:
         producer.flush()
         assert values_of(read(bus.consumer([name], None), 1)) == [b"next"]
 
+    def test_the_size_a_topic_takes_is_known_and_taken(self, bus: Bus, name: str) -> None:
+        bus.create_topics({name: TopicSettings(partitions=1, max_message_bytes=50_000)})
+        limit_bytes = bus.max_message_bytes(name)
+        assert limit_bytes == 50_000
+        fill(bus, name, [os.urandom(limit_bytes - 256)])
+        assert len(read(bus.consumer([name], None), 1)) == 1
+        assert bus.max_message_bytes(f"{name}.none") is None
+
     def test_sending_to_an_unknown_topic_says_so(self, bus: Bus, name: str) -> None:
         with pytest.raises(BusError, match=name):
             bus.producer().send(name, None, b"x")

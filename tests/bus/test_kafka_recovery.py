@@ -4,12 +4,18 @@ import kafka
 import pytest
 from kafka import errors
 from kafka.future import Future
+from prometheus_client import CollectorRegistry
 
 from detector.bus.base import Commit, TopicPartition, TopicSettings
 from detector.bus.kafka import KafkaBus
-from detector.config import KafkaSettings
+from detector.config import KafkaSettings, load_settings
+from detector.daemon import Session
+from detector.deadletters import CUT_FROM_BYTES
 from detector.errors import BusUnavailable, CommitFenced
-from tests.bus.contract import read, settle, values_of
+from detector.metrics import Metrics
+from detector.topics import topic_settings
+from tests.bus.contract import read, settle, until, values_of
+from tests.test_pipeline import make_pipeline
 
 pytestmark = pytest.mark.kafka
 
@@ -139,6 +145,39 @@ def test_a_member_that_joined_again_does_not_go_on_with_what_it_held_before(bus,
         consumer.take(frozenset({TopicPartition(name, 1)}))
     consumer.take(frozenset({TopicPartition(name, 0), TopicPartition(name, 1)}))  # all of it given anew: nothing is old
     consumer.commit({})
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_a_record_that_was_small_only_while_compressed_stops_no_detector(bus, kafka_address, name, delivery):
+    environ = {
+        "DETECTOR__TOPICS__CHUNKS": name,
+        "DETECTOR__TOPICS__ALERTS": f"{name}.alerts",
+        "DETECTOR__TOPICS__DEADLETTER": f"{name}.dead",
+        "DETECTOR__TOPICS__PARTITIONS": "1",
+        "DETECTOR__DAEMON__GROUP": name,
+        "DETECTOR__DAEMON__DELIVERY": delivery,
+    }
+    settings = load_settings(None, environ)
+    bus.create_topics(topic_settings(settings.topics))
+    foreign = kafka.KafkaProducer(bootstrap_servers=kafka_address, compression_type="gzip", max_request_size=32 << 20)
+    sizes = 3 << 20, 12 << 20
+    for size_bytes in sizes:
+        foreign.send(name, key=b"sensor", value=bytes(size_bytes), headers=[("of", b"theirs")]).get(30)
+    foreign.close()
+    metrics = Metrics(CollectorRegistry())
+    session = Session(bus, settings, make_pipeline(), metrics)
+    until(lambda: session.step() >= 0 and metrics.commits.labels("stored")._value.get() > 0, "a commit")
+    until(lambda: session.step() >= 0 and metrics.records_in._value.get() == 2, "both records")
+    session.commit()
+    session.close()
+    letters = read(bus.consumer([settings.topics.deadletter], None), 2)
+    for letter, size_bytes in zip(letters, sizes, strict=True):
+        fields = dict(letter.headers)
+        assert (letter.key, fields["of"], int(fields[CUT_FROM_BYTES])) == (b"sensor", b"theirs", size_bytes)
+        assert 1_000_000 < len(letter.value) < size_bytes
+    successor = bus.consumer([name], name)
+    settle([successor], 1)
+    assert successor.committed(TopicPartition(name, 0)).offset == 2
 
 
 def test_what_is_used_of_the_librarys_inside_is_still_there(bus, name):
