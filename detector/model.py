@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from detector import classifiers, embedders
 from detector.checkpoint import read_safetensors, write_safetensors
-from detector.embedders.params import EMBEDDING_SIZE, EXAMPLE_SAMPLES
+from detector.embedders.params import EMBEDDING_SIZE, EXAMPLE_SAMPLES, FRONT_END
 from detector.embedders.postprocess import dequantise, read_pca
 from detector.errors import ModelError
 from detector.store import check_sha256, default_store, locked_file, sha256_of_file
@@ -411,6 +411,11 @@ def load_model(name_or_path: str | Path, *, store: Path | None = None, threads: 
     with _naming(folder / MANIFEST_NAME):
         if e.params:
             raise ModelError(f"Embedder kind {e.kind!r} takes no params, found {sorted(e.params)}.")
+        if manifest.window.hop_seconds != FRONT_END.example_hop_seconds:
+            raise ModelError(
+                f"window.hop_seconds is {manifest.window.hop_seconds:g}; this version serves classifiers that were "
+                f"trained on examples {FRONT_END.example_hop_seconds:g} s apart."
+            )
         shapes = embedders.tensor_shapes(e.kind)
         classifier = _fitting_classifier(manifest)
     tensors = read_safetensors(verified(e.file, e.sha256, e.from_store), shapes)

@@ -177,6 +177,7 @@ def test_unfit_input(model: Model, call: Callable[[Model], object], words: str) 
         (lambda m: m["decision"].update(close_threshold=0.9), "must not be above"),
         (lambda m: m["decision"].update(open_threshold="0.5"), "valid number"),
         (lambda m: m["self_test"].update(expected_scores=[0.1]), "1 values for 3 labels"),
+        (lambda m: m.update(window={"hop_seconds": 0.48}), r"window\.hop_seconds is 0\.48; .* 0\.96 s apart"),
         (
             lambda m: m["window"].update(examples=0) if "window" in m else m.update(window={"examples": 0}),
             "window.examples",
