@@ -489,14 +489,49 @@ class BusContract:
         newer.commit(consumer, position)
         assert values_of(read(other.consumer([f"{name}.out"], None), 1)) == [b"newer"]
 
-    def test_a_plain_producers_commit_flushes_first(self, bus: Bus, name: str) -> None:
+    def test_a_plain_producers_commit_flushes_first(
+        self, bus_factory: Factory, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At the moment the positions are stored, everybody can read what was sent before."""
+        bus, other = bus_factory(), bus_factory()
         bus.create_topics({name: TopicSettings(partitions=1)})
         consumer, producer = bus.consumer([name], name), bus.producer()
+        watcher, partition, order = other.consumer([name], None), TopicPartition(name, 0), []
         settle([consumer], 1)
-        producer.send(name, None, b"x")
-        producer.commit(consumer, {TopicPartition(name, 0): Commit(0, "after")})
-        assert consumer.end_offset(TopicPartition(name, 0)) == 1
-        assert consumer.committed(TopicPartition(name, 0)) == Commit(0, "after")
+        store, flush = type(consumer).commit, type(producer).flush
+
+        def stored(self: Consumer, commits: dict[TopicPartition, Commit]) -> None:
+            order.append(f"{watcher.end_offset(partition)} records to be read")
+            store(self, commits)
+            order.append("positions stored")
+
+        def flushed(self: object, *args: float) -> None:
+            flush(self, *args)  # type: ignore[arg-type]
+            order.append("flushed")
+
+        monkeypatch.setattr(type(consumer), "commit", stored)
+        monkeypatch.setattr(type(producer), "flush", flushed)
+        for _ in range(300):
+            producer.send(name, None, os.urandom(1_000))
+        producer.commit(consumer, {partition: Commit(0, "after")})
+        assert order == ["flushed", "300 records to be read", "positions stored"]
+        assert consumer.committed(partition) == Commit(0, "after")
+
+    def test_a_plain_producers_commit_stores_no_position_where_an_output_was_refused(self, bus: Bus, name: str) -> None:
+        out = f"{name}.out"
+        bus.create_topics(
+            {name: TopicSettings(partitions=1), out: TopicSettings(partitions=1, max_message_bytes=1_000)}
+        )
+        consumer, producer = bus.consumer([name], name), bus.producer()
+        settle([consumer], 1)
+
+        def tell() -> None:
+            producer.send(out, None, os.urandom(5_000))
+            producer.commit(consumer, {TopicPartition(name, 0): Commit(0)})
+
+        with pytest.raises(BusError, match="large"):  # by `send` or by `commit`, as the bus can tell
+            tell()
+        assert consumer.committed(TopicPartition(name, 0)) is None
 
 
 def reading_process(settings: BusSettings, topic: str, member_id: str = "") -> subprocess.Popen[str]:
