@@ -25,7 +25,7 @@ import click
 import numpy as np
 
 from detector.cli import quiet_tensorflow, stop_signals
-from detector.errors import ConfigError, DataError
+from detector.errors import ConfigError, DataError, ModelError
 from trainer.commands_labels import family_option, labels_option, look_alikes_option, ontology_option
 from trainer.recipes import RECIPES, Recipe, recipe_named
 
@@ -192,7 +192,11 @@ _model_options = _all(
     _option("--dbof-activation", "dbof_activation", help="sigmoid, relu6, relu or tanh."),
 )
 _machine_options = _all(
-    _switch("--start-new-model", "start_new_model", help="Forget what was trained in this folder."),
+    _switch(
+        "--start-new-model",
+        "start_new_model",
+        help="Forget what was trained in this folder; given again, it starts over again.",
+    ),
     _option(
         "--start-from",
         "start_from",
@@ -243,12 +247,13 @@ def train_command(**given: Any) -> None:
     if given["eval_data"] and given["eval_fraction"]:
         raise ConfigError("--eval-data and --eval-fraction are both given; one of them is enough.")
     training, evaluation, config = _data(options, recipe, spec, labels, ontology, say)
-    start = None if given["start_from"] is None else _first_weights(given["start_from"], config)
+    goes_on = _goes_on(train_dir, config, bool(given["start_new_model"]))
+    start = None if goes_on or given["start_from"] is None else _first_weights(given["start_from"], config)
     from trainer.train import Trainer, step_settings, steps_in_all
 
     step_settings(recipe, steps_in_all(len(training), recipe), given["seed"])  # what can't be, before a folder is made
     with _locked(train_dir, machine.chief):
-        run, fresh = _folder(train_dir, config, bool(given["start_new_model"]), machine.chief)
+        run = _folder(train_dir, config, goes_on, machine.chief)
         stop = _Stop()
         with _listener(given["quiet"] or not machine.chief) as listener, stop.signals():
             trainer = Trainer(
@@ -261,7 +266,7 @@ def train_command(**given: Any) -> None:
                 workers=machine.workers,
                 chief=machine.chief,
                 start=start,
-                resume=not fresh,
+                resume=goes_on,
                 events=given["tensorboard"] is not False,
             )
             if trainer.step:
@@ -555,7 +560,16 @@ def _refuse_foreign_folder(folder: Path) -> None:
     from trainer.run import Run
     from trainer.starter_checkpoint import is_starter_folder
 
-    if Run.is_run(folder) or not folder.is_dir():
+    if not folder.is_dir():
+        return
+    if Run.is_run(folder):
+        try:
+            Run.open(folder)
+        except ModelError as error:
+            raise ConfigError(
+                f"{error} It is left as it is: give another --train-dir, or remove that file if the folder may be "
+                "trained in."
+            ) from None
         return
     if is_starter_folder(folder) or any(folder.glob("model.ckpt-*.index")) or (folder / "checkpoint").is_file():
         raise ConfigError(
@@ -585,30 +599,52 @@ def _locked(folder: Path, chief: bool) -> Iterator[None]:
         yield
 
 
-def _folder(folder: Path, config: RunConfig, start_new: bool, chief: bool) -> tuple[Run, bool]:
-    """The run, and whether it begins anew. ConfigError where the folder holds a run that was told otherwise."""
+def _goes_on(folder: Path, config: RunConfig, start_new: bool) -> bool:
+    """Whether there is a run to go on with. ConfigError where the folder holds one that was told otherwise.
+
+    One that took no step may be told anything: nothing is lost with it.
+    """
     from trainer.run import Run
 
-    if not Run.is_run(folder) or not Run(folder, config).checkpoint_paths():  # nothing to lose, nothing to go on from
-        return (Run.create(folder, config) if chief else Run(folder, config)), True
-    if start_new:
-        run = Run.create(folder, config) if chief else Run(folder, config)
-        if chief:
-            run.clear()
-        return run, True
+    if start_new or not Run.is_run(folder):
+        return False
     run = Run.open(folder)
+    steps = [step for step, _ in run.checkpoint_paths()]
+    if not steps:
+        return False
     differences = run.config.differences(config)
-    if differences:
-        shown = "; ".join(differences[:_SHOWN]) + ("; and more" if len(differences) > _SHOWN else "")
-        raise ConfigError(
-            f"{folder} holds a run that was told otherwise: {shown}. Give the options it was begun with (they are in "
-            f"{folder / 'run.json'}), another --train-dir, or --start-new-model to forget it."
+    if config.started_from and not _same_source(config.started_from, run.config.started_from):
+        differences.append(
+            f"started_from is {json.dumps(config.started_from)}, it was {json.dumps(run.config.started_from)}"
         )
-    if chief:
-        run.update(config.model_copy(update={"started_from": run.config.started_from}))
-    else:
-        run = Run(folder, config)
-    return run, False
+    if not differences:
+        return True
+    if max(steps) == 0:
+        return False
+    shown = "; ".join(differences[:_SHOWN]) + ("; and more" if len(differences) > _SHOWN else "")
+    raise ConfigError(
+        f"{folder} holds a run that was told otherwise: {shown}. Give the options it was begun with (they are in "
+        f"{folder / 'run.json'}), another --train-dir, or --start-new-model to forget it."
+    )
+
+
+def _same_source(one: str, other: str) -> bool:
+    return one == other or Path(one).absolute() == Path(other).absolute()
+
+
+def _folder(folder: Path, config: RunConfig, goes_on: bool, chief: bool) -> Run:
+    """The run, made anew unless it ``goes_on``."""
+    from trainer.run import Run
+
+    if not chief:
+        return Run(folder, config)
+    if not goes_on:
+        if Run.is_run(folder):
+            Run(folder, config).clear()  # before anything says that it is another run
+        return Run.create(folder, config)
+    run = Run.open(folder)
+    run.update(config.model_copy(update={"started_from": run.config.started_from}))
+    return run
 
 
 # --- telling ------------------------------------------------------------------------------------------------------

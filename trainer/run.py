@@ -267,9 +267,12 @@ class Run:
         return self.folder / EVENTS_NAME
 
     def clear(self) -> None:
-        """Forget all that was trained; what the folder holds besides is left alone."""
-        doomed = [self.folder / BEST_NAME, self.folder / BEST_METRICS_NAME, self.log_path]
-        doomed += [path for _, path in self.checkpoint_paths()]
+        """Forget all that was trained; what the folder holds besides is left alone.
+
+        Checkpoints go first, the oldest last: killed in the midst, it is a run that stands at an earlier step, or none.
+        """
+        doomed = [path for _, path in reversed(self.checkpoint_paths())]
+        doomed += [self.folder / BEST_NAME, self.folder / BEST_METRICS_NAME, self.log_path]
         doomed += sorted(self.events_folder.glob("*tfevents*"))
         for path in doomed:
             path.unlink(missing_ok=True)

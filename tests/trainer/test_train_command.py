@@ -6,6 +6,7 @@ import csv
 import os
 import re
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from tensorboard.compat.proto.event_pb2 import Event
 
-from detector.classifiers import weights
+from detector.classifiers import build_classifier, weights
 from tests.trainer.made_clips import SIZE, write_clips, write_labels
 from trainer.__main__ import main
 from trainer.commands_train import _Lines
@@ -181,6 +182,67 @@ def test_the_same_command_goes_on_and_another_one_is_refused(tmp_path: Path, dat
     assert [row["step"] for row in rows] == ["3"]
 
 
+def test_a_kill_while_a_run_is_forgotten_never_mixes_it_with_the_new_one(
+    tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = f"--train-dir={tmp_path / 'run'}"
+    run(folder, *data, *small())
+    other = small("--base-learning-rate=1e-12", "--num-epochs=2")
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "update", killed)
+        CliRunner().invoke(main, list(map(str, ["train", folder, *data, *other, "--start-new-model"])))
+    assert Run.open(tmp_path / "run").checkpoint_paths() == []
+    again = run(folder, *data, *other)
+    assert "Going on" not in again.output
+    # unlike those of the first run these weights have hardly moved from where they began
+    begun = weights(build_classifier("frame_logistic", {"input_size": SIZE, "classes": 6}, seed=1))
+    for name, value in Run.open(tmp_path / "run").weights()[0].items():
+        np.testing.assert_allclose(value, begun[name], rtol=0, atol=1e-9)
+
+
+def killed(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_forgetting_takes_checkpoints_first(tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run(f"--train-dir={tmp_path / 'run'}", *data, *small())
+    gone: list[str] = []
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: gone.append(path.name))
+    Run.open(tmp_path / "run").clear()
+    assert gone[:2] == ["step-000000003.safetensors", "step-000000000.safetensors"]
+
+
+def test_another_programs_run_json_is_left_alone(tmp_path: Path, data: list[str]) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "run.json").write_text('{"name": "theirs"}')
+    for more in ([], ["--start-new-model"]):
+        refused = run(f"--train-dir={theirs}", *data, *small(*more), code=78)
+        assert "run.json is damaged or of another version" in refused.output
+        assert "give another --train-dir" in refused.output
+    assert [path.name for path in theirs.iterdir()] == ["run.json"]
+    assert (theirs / "run.json").read_text() == '{"name": "theirs"}'
+
+
+def test_a_run_that_took_no_step_does_not_stand_in_the_way(
+    tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = f"--train-dir={tmp_path / 'run'}"
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_train", killed)
+        CliRunner().invoke(main, list(map(str, ["train", folder, *data, *small()])))
+    assert [step for step, _ in Run.open(tmp_path / "run").checkpoint_paths()] == [0]
+    run(folder, *data, *small("--base-learning-rate=0.5"))
+    assert Run.open(tmp_path / "run").config.recipe.base_learning_rate == 0.5
+
+
+def test_a_schedule_changed_on_the_way_is_refused_by_name(tmp_path: Path, data: list[str]) -> None:
+    folder = f"--train-dir={tmp_path / 'run'}"
+    run(folder, *data, *small("--learning-rate-schedule=cosine"))
+    refused = run(folder, *data, *small("--learning-rate-schedule=stairs"), code=78)
+    assert 'learning_rate_schedule is "stairs", it was "cosine"' in refused.output
+
+
 def test_the_starter_codes_folder_is_left_alone_and_can_be_started_from(tmp_path: Path, data: list[str]) -> None:
     theirs = tmp_path / "theirs"
     theirs.mkdir()
@@ -211,6 +273,12 @@ def test_a_run_starts_from_another_runs_weights(tmp_path: Path, data: list[str])
     assert all(np.allclose(two[name], value, atol=1e-9) for name, value in one.items())
     other = ["--recipe=reference", "--model=moe", f"--start-from={tmp_path / 'one'}"]
     assert "its model is frame_logistic" in run(f"--train-dir={tmp_path / 'x'}", *data, *other, code=78).output
+    another = small("--start-from=elsewhere", "--base-learning-rate=1e-12")
+    refused = run(f"--train-dir={tmp_path / 'two'}", *data, *another, code=78)
+    assert 'started_from is "elsewhere", it was ' in refused.output
+    shutil.rmtree(tmp_path / "one")  # needed at the beginning alone
+    longer = run(f"--train-dir={tmp_path / 'two'}", *data, *given, "--num-epochs=2")
+    assert "Going on from step 3 of 6" in longer.output
 
 
 def test_a_share_kept_for_evaluation_is_not_trained_on(tmp_path: Path, data: list[str]) -> None:
