@@ -15,7 +15,8 @@ from detector.errors import ConfigError
 EPSILON = 1e-5
 _MIN_ROW_SUM = 1e-7
 
-Loss: TypeAlias = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+Loss: TypeAlias = Callable[..., tf.Tensor]
+"""Predictions, labels and, where terms have them, weights -> scalar."""
 
 
 def cross_entropy(
@@ -40,17 +41,27 @@ def cross_entropy(
     return tf.reduce_mean(tf.reduce_sum(terms, axis=1))
 
 
-def hinge(predictions: tf.Tensor, labels: tf.Tensor, *, margin: float = 1.0) -> tf.Tensor:
+def hinge(
+    predictions: tf.Tensor, labels: tf.Tensor, label_weights: tf.Tensor | None = None, *, margin: float = 1.0
+) -> tf.Tensor:
     """Mean over rows of the sum over classes of ``max(0, margin - (2 y - 1) p)``; shapes as in ``cross_entropy``."""
     sign = 2.0 * tf.cast(labels, tf.float32) - 1.0
-    return tf.reduce_mean(tf.reduce_sum(tf.maximum(0.0, margin - sign * predictions), axis=1))
+    terms = tf.maximum(0.0, margin - sign * predictions)
+    if label_weights is not None:
+        terms *= tf.cast(label_weights, tf.float32)
+    return tf.reduce_mean(tf.reduce_sum(terms, axis=1))
 
 
-def softmax(predictions: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Mean over rows of ``-sum(y / max(sum(y), 1e-7) * ln softmax(p))``; shapes as in ``cross_entropy``."""
+def softmax(predictions: tf.Tensor, labels: tf.Tensor, label_weights: tf.Tensor | None = None) -> tf.Tensor:
+    """Mean over rows of ``-sum(y / max(sum(y), 1e-7) * ln softmax(p))``; shapes as in ``cross_entropy``.
+
+    Weights leave the labels' shares as they are.
+    """
     wanted = tf.cast(labels, tf.float32)
-    shares = wanted / tf.maximum(tf.reduce_sum(wanted, axis=1, keepdims=True), _MIN_ROW_SUM)
-    return tf.reduce_mean(-tf.reduce_sum(shares * tf.nn.log_softmax(predictions), axis=1))
+    terms = wanted / tf.maximum(tf.reduce_sum(wanted, axis=1, keepdims=True), _MIN_ROW_SUM)
+    if label_weights is not None:
+        terms *= tf.cast(label_weights, tf.float32)
+    return tf.reduce_mean(-tf.reduce_sum(terms * tf.nn.log_softmax(predictions), axis=1))
 
 
 _LOSSES: dict[str, Loss] = {"CrossEntropyLoss": cross_entropy, "HingeLoss": hinge, "SoftmaxLoss": softmax}

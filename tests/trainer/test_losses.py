@@ -79,7 +79,22 @@ def test_soft_labels_count_in_proportion() -> None:
     assert float(mixed) == pytest.approx(0.25 * float(ones) + 0.75 * float(zeros), rel=1e-5)
 
 
-def test_weights_may_be_of_classes_or_of_rows() -> None:
+@pytest.mark.parametrize("name", LOSS_NAMES)
+def test_weights_may_be_of_classes_or_of_rows(name: str) -> None:
+    loss = loss_named(name)
+    predictions, labels = tf.constant([[0.2, 0.7], [0.4, 0.1]]), np.array([[True, True], [False, True]])
+    one = np.float32(1.0)
+    plain = float(loss(predictions, labels))
+    assert float(loss(predictions, labels, tf.constant([one, one]))) == pytest.approx(plain, rel=1e-6)
+    of_rows = float(loss(predictions, labels, tf.constant([[2.0], [0.0]])))
+    assert of_rows == pytest.approx(float(loss(predictions[:1], labels[:1])), rel=1e-5)
+    first, second = (float(loss(predictions, labels, tf.constant(each))) for each in ([one, 0.0], [0.0, one]))
+    assert first + second == pytest.approx(plain, rel=1e-5)
+    of_classes = float(loss(predictions, labels, tf.constant([3.0, 0.5])))
+    assert of_classes == pytest.approx(3 * first + second / 2, rel=1e-5)
+
+
+def test_weights_of_cross_entropy_are_factors_of_its_terms() -> None:
     predictions, labels = tf.constant([[0.2, 0.7], [0.4, 0.1]]), np.array([[True, False], [False, True]])
     each = [
         [float(cross_entropy(predictions[i : i + 1, j : j + 1], labels[i : i + 1, j : j + 1])) for j in (0, 1)]

@@ -243,6 +243,13 @@ def test_a_schedule_changed_on_the_way_is_refused_by_name(tmp_path: Path, data: 
     assert 'learning_rate_schedule is "stairs", it was "cosine"' in refused.output
 
 
+@pytest.mark.parametrize("loss", ["HingeLoss", "SoftmaxLoss"])
+def test_every_loss_takes_weights(tmp_path: Path, data: list[str], loss: str) -> None:
+    options = small(f"--label-loss={loss}", "--class-weighting=0.5", "--hard-negatives=2", "--quiet")
+    run(f"--train-dir={tmp_path / 'run'}", *data, *options, "--max-steps=1")
+    assert Run.open(tmp_path / "run").weights()[1] == 1
+
+
 def test_the_starter_codes_folder_is_left_alone_and_can_be_started_from(tmp_path: Path, data: list[str]) -> None:
     theirs = tmp_path / "theirs"
     theirs.mkdir()
