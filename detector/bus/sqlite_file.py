@@ -121,8 +121,17 @@ class BusFile:
 
     def _check_is_ours_or_empty(self) -> bool:
         """True: a bus file of this version. False: empty. Raises BusDamaged for anything else."""
-        (application_id,) = self._db.execute("PRAGMA application_id").fetchone()
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        db = self._db
+        alone = not db.in_transaction
+        if alone:
+            db.execute("BEGIN")  # one snapshot: another process may be laying the file out just now
+        try:
+            (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            (application_id,) = db.execute("PRAGMA application_id").fetchone()
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+        finally:
+            if alone:
+                db.execute("ROLLBACK")
         if application_id == APPLICATION_ID and version == SCHEMA_VERSION:
             return True
         if application_id == APPLICATION_ID:
@@ -130,7 +139,6 @@ class BusFile:
                 f"Bus file {self.path} has layout version {version}, this program reads {SCHEMA_VERSION}. "
                 "Run the version that wrote it, or move the file away (what it holds is lost to this program)."
             )
-        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application_id or version or tables:
             raise BusDamaged(
                 f"{self.path} is an SQLite file of another program, not a bus. Set bus.embedded.path to another file."

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -443,3 +445,17 @@ def test_a_full_buffer_refuses_instead_of_growing(bus: EmbeddedBus) -> None:
         producer.send("t", None, bytes(1000))
     producer.abort()
     producer.send("t", None, b"x")
+
+
+def test_processes_that_open_a_new_bus_at_once_all_get_it(tmp_path: Path) -> None:
+    """While one lays the file out, nobody takes it for another program's."""
+    together = 6
+    with ThreadPoolExecutor(together) as pool:
+        for i in range(40):
+            barrier = Barrier(together)
+
+            def enter(path: Path, barrier: Barrier) -> None:
+                barrier.wait(10)
+                EmbeddedBus(path).close()
+
+            list(pool.map(enter, [tmp_path / f"{i}.sqlite3"] * together, [barrier] * together))
