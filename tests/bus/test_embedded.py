@@ -10,9 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,6 +19,7 @@ from hypothesis import strategies as st
 from detector.bus.base import Commit, TopicPartition, TopicSettings
 from detector.bus.embedded import EmbeddedBus, partition_of
 from detector.bus.membership import balance
+from detector.bus.sqlite_file import BusFile
 from detector.errors import BusDamaged, BusError, BusUnavailable
 
 ONE = {"t": TopicSettings(partitions=1)}
@@ -447,15 +446,26 @@ def test_a_full_buffer_refuses_instead_of_growing(bus: EmbeddedBus) -> None:
     producer.send("t", None, b"x")
 
 
-def test_processes_that_open_a_new_bus_at_once_all_get_it(tmp_path: Path) -> None:
-    """While one lays the file out, nobody takes it for another program's."""
-    together = 6
-    with ThreadPoolExecutor(together) as pool:
-        for i in range(40):
-            barrier = Barrier(together)
+class _Interrupted:
+    """A connection between whose first question and the next another process lays the file out."""
 
-            def enter(path: Path, barrier: Barrier) -> None:
-                barrier.wait(10)
-                EmbeddedBus(path).close()
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+        self._db, self._path, self._asked = db, path, 0
+        self.in_transaction = False
 
-            list(pool.map(enter, [tmp_path / f"{i}.sqlite3"] * together, [barrier] * together))
+    def execute(self, statement: str) -> sqlite3.Cursor:
+        cursor = self._db.execute(statement)
+        if statement.startswith(("PRAGMA", "SELECT")):
+            self._asked += 1
+            if self._asked == 1:
+                EmbeddedBus(self._path).close()
+        return cursor
+
+
+def test_a_bus_file_that_is_just_being_laid_out_is_not_taken_for_another_programs(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        file = BusFile.__new__(BusFile)
+        file.path, file._db = path, _Interrupted(db, path)  # type: ignore[assignment]
+        assert file._check_is_ours_or_empty() is False
+        assert file._check_is_ours_or_empty() is True
