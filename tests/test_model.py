@@ -49,7 +49,7 @@ def save(folder: Path, draft: dict[str, Any] | None = None) -> Model:
         folder,
         draft,
         classifier_weights=weights(build_classifier("lstm", params, seed=5)),
-        embedder_weights=CompactNetwork(seed=5).weights(),
+        embedder_weights=CompactNetwork(folded=True, seed=5).weights(),
     )
 
 

@@ -27,7 +27,7 @@ def tensor_shapes(kind: str) -> Mapping[str, tuple[int, ...]]:
     if kind == "compact":
         from detector.embedders.compact import CompactNetwork
 
-        return {name: value.shape for name, value in CompactNetwork().weights().items()}
+        return {name: value.shape for name, value in CompactNetwork(folded=True).weights().items()}
     raise ModelError(f"Embedder kind {kind!r} is unknown; this version knows: {', '.join(KINDS)}.")
 
 
@@ -40,7 +40,7 @@ def build_network(kind: str, tensors: Mapping[str, npt.NDArray[np.float32]]) -> 
     if kind == "compact":
         from detector.embedders.compact import CompactNetwork
 
-        network = CompactNetwork()
+        network = CompactNetwork(folded=True)
         network.load(tensors)
         return network
     raise ModelError(f"Embedder kind {kind!r} is unknown; this version knows: {', '.join(KINDS)}.")

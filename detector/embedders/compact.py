@@ -1,8 +1,9 @@
-"""The small network: ``(B, 96, 64)`` log-mel examples -> ``(B, 128)`` embeddings, about 60 MFLOP an example.
+"""The small network: ``(B, 96, 64)`` log-mel examples -> ``(B, 128)`` embeddings, about 49 MFLOP an example.
 
-Second stage of the embedder where VGGish is too heavy. Depthwise and pointwise convolutions, each with a bias and
-ReLU6: a trunk of the shape of YAMNet's first thirteen layers, so that training can begin from those, and a top of its
-own. The same module trains and serves.
+Second stage of the embedder where VGGish is too heavy. A residual convolutional network:
+a 5x5 stem and six 3x3 layers.
+The same module trains and serves: while training every convolution is followed by batch normalisation;
+``folded()`` merges that into kernel and bias, and the folded network is what a model package holds.
 """
 
 from __future__ import annotations
@@ -10,136 +11,134 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from detector.embedders.params import EMBEDDING_SIZE, EXAMPLE_FRAMES, FRONT_END, MEL_BANDS
+from detector.embedders.params import EMBEDDING_SIZE, EXAMPLE_FRAMES, MEL_BANDS
 from detector.errors import ModelError
 
-FINE_OFFSET = 0.001
-"""Under the logarithm of what the network sees: ten times less than the front end's, so quiet sound counts."""
+# Log-mel values of real rooms and streets lie between ln 0.01 (silence) and about 4.
+_LOG_MEL_CENTRE = -1.5
+_LOG_MEL_SCALE = 2.0
+_NORM_EPSILON = 1e-3
+_NORM_MOMENTUM = 0.98
 
 
 @dataclass(frozen=True, slots=True)
-class LayerShape:
-    """One convolution with SAME padding, a bias and ReLU6; ``depthwise`` filters every channel by itself."""
+class ConvolutionShape:
+    """One convolution, SAME padding; ``residual`` adds its input to its output before the ReLU (same shape needed)."""
 
     name: str
     kernel: int
     stride: int
     channels_in: int
     channels_out: int
-    depthwise: bool = False
-
-    @property
-    def weights_shape(self) -> tuple[int, int, int, int]:
-        return (self.kernel, self.kernel, self.channels_in, 1 if self.depthwise else self.channels_out)
+    residual: bool = False
 
 
-def _depthwise(name: str, channels: int, stride: int = 1) -> LayerShape:
-    return LayerShape(name, 3, stride, channels, channels, depthwise=True)
-
-
-def _pointwise(name: str, channels_in: int, channels_out: int) -> LayerShape:
-    return LayerShape(name, 1, 1, channels_in, channels_out)
-
-
-# Shapes of YAMNet's layers 1 to 13 (tensorflow/models, research/audioset/yamnet; Howard et al., "MobileNets", 2017).
-TRUNK = (
-    LayerShape("trunk1", 3, 2, 1, 32),
-    _depthwise("trunk2", 32),
-    _pointwise("trunk3", 32, 64),
-    _depthwise("trunk4", 64, stride=2),
-    _pointwise("trunk5", 64, 128),
-    _depthwise("trunk6", 128),
-    _pointwise("trunk7", 128, 128),
-    _depthwise("trunk8", 128, stride=2),
-    _pointwise("trunk9", 128, 256),
-    _depthwise("trunk10", 256),
-    _pointwise("trunk11", 256, 256),
-    _depthwise("trunk12", 256, stride=2),
-    _pointwise("trunk13", 256, 512),
+# Level and band limit show in the first input channel; the second, each band less its own mean over time, shows
+# only change.
+CONVOLUTIONS = (
+    ConvolutionShape("stem", 5, 2, 2, 16),
+    ConvolutionShape("conv1", 3, 2, 16, 40),
+    ConvolutionShape("conv1_residual", 3, 1, 40, 40, residual=True),
+    ConvolutionShape("conv2", 3, 2, 40, 80),
+    ConvolutionShape("conv2_residual", 3, 1, 80, 80, residual=True),
+    ConvolutionShape("conv3", 3, 2, 80, 144),
+    ConvolutionShape("conv3_residual", 3, 1, 144, 144, residual=True),
 )
-TOP = (
-    _depthwise("top1", 512, stride=2),
-    _pointwise("top2", 512, 512),
-    _depthwise("top3", 512),
-    _pointwise("top4", 512, 320),
-)
-_TRUNK_STRIDE = math.prod(layer.stride for layer in TRUNK)
-_TOTAL_STRIDE = _TRUNK_STRIDE * math.prod(layer.stride for layer in TOP)
-TRUNK_SHAPE = (EXAMPLE_FRAMES // _TRUNK_STRIDE, MEL_BANDS // _TRUNK_STRIDE, TRUNK[-1].channels_out)
-FLAT_SIZE = (EXAMPLE_FRAMES // _TOTAL_STRIDE) * (MEL_BANDS // _TOTAL_STRIDE) * TOP[-1].channels_out
+_TOTAL_STRIDE = math.prod(c.stride for c in CONVOLUTIONS)
+_POOLED_BANDS = MEL_BANDS // _TOTAL_STRIDE
+_POOLED_SIZE = 2 * _POOLED_BANDS * CONVOLUTIONS[-1].channels_out
 
 assert EXAMPLE_FRAMES % _TOTAL_STRIDE == 0
 assert MEL_BANDS % _TOTAL_STRIDE == 0
 
 
-class _Layer(tf.Module):
-    """Convolution, bias, ReLU6."""
+class _Convolution(tf.Module):
+    """Convolution, then batch normalisation (training) or a bias (folded), then ReLU."""
 
-    def __init__(self, shape: LayerShape, random: np.random.Generator) -> None:
+    def __init__(self, shape: ConvolutionShape, *, folded: bool, seed: int) -> None:
         super().__init__(name=shape.name)
-        self.shape = shape
-        fan_in = shape.kernel**2 * (1 if shape.depthwise else shape.channels_in)
-        initial = random.standard_normal(shape.weights_shape).astype(np.float32) * np.float32(math.sqrt(2.0 / fan_in))
+        self._shape = shape
+        size = (shape.kernel, shape.kernel, shape.channels_in, shape.channels_out)
+        deviation = math.sqrt(2.0 / math.prod(size[:3]))
+        initial = np.random.default_rng(seed).standard_normal(size).astype(np.float32) * np.float32(deviation)
         self.kernel = tf.Variable(initial, name="kernel")
-        self.bias = tf.Variable(tf.zeros([shape.channels_out]), name="bias")
+        ones, zeros = tf.ones([shape.channels_out]), tf.zeros([shape.channels_out])
+        self.bias = tf.Variable(zeros, name="bias")
+        self.scale: Any = None if folded else tf.Variable(ones, name="scale")
+        self.moving_mean: Any = None if folded else tf.Variable(zeros, trainable=False, name="moving_mean")
+        self.moving_variance: Any = None if folded else tf.Variable(ones, trainable=False, name="moving_variance")
 
-    def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        strides = [1, self.shape.stride, self.shape.stride, 1]
-        convolve = tf.nn.depthwise_conv2d if self.shape.depthwise else tf.nn.conv2d
-        return tf.nn.relu6(tf.nn.bias_add(convolve(x, self.kernel, strides, "SAME"), self.bias))
+    def __call__(self, x: tf.Tensor, training: bool) -> tf.Tensor:
+        stride = self._shape.stride
+        y = tf.nn.conv2d(x, self.kernel, strides=[1, stride, stride, 1], padding="SAME")
+        if self.scale is None:
+            y = tf.nn.bias_add(y, self.bias)
+        elif training:
+            y, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+                y, self.scale, self.bias, epsilon=_NORM_EPSILON, is_training=True
+            )
+            self.moving_mean.assign_sub((1.0 - _NORM_MOMENTUM) * (self.moving_mean - mean))
+            self.moving_variance.assign_sub((1.0 - _NORM_MOMENTUM) * (self.moving_variance - variance))
+        else:
+            y, _, _ = tf.compat.v1.nn.fused_batch_norm(
+                y,
+                self.scale,
+                self.bias,
+                mean=self.moving_mean,
+                variance=self.moving_variance,
+                epsilon=_NORM_EPSILON,
+                is_training=False,
+            )
+        return tf.nn.relu(y + x if self._shape.residual else y)
+
+    def folded_weights(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Kernel and bias that give the same output without normalisation."""
+        kernel, bias = self.kernel.numpy(), self.bias.numpy()
+        if self.scale is None:
+            return kernel, bias
+        gain = self.scale.numpy() / np.sqrt(self.moving_variance.numpy() + _NORM_EPSILON)
+        return kernel * gain, bias - self.moving_mean.numpy() * gain
 
 
 class CompactNetwork(tf.Module):
     """``(B, 96, 64) float32`` log-mel -> ``(B, 128) float32`` embeddings.
 
     Args:
+        folded: the form that serves (kernels and biases only); False gives the form that trains.
         seed: of the initial weights.
     """
 
-    def __init__(self, *, seed: int = 0) -> None:
+    def __init__(self, *, folded: bool = True, seed: int = 0) -> None:
         super().__init__(name="compact")
-        random = np.random.default_rng(seed)
-        self._trunk = [_Layer(shape, random) for shape in TRUNK]
-        self._top = [_Layer(shape, random) for shape in TOP]
-        initial = random.standard_normal((FLAT_SIZE, EMBEDDING_SIZE)) * math.sqrt(1.0 / FLAT_SIZE)
+        self._folded = folded
+        self._convolutions = [_Convolution(shape, folded=folded, seed=seed + i) for i, shape in enumerate(CONVOLUTIONS)]
+        deviation = math.sqrt(1.0 / _POOLED_SIZE)
+        initial = np.random.default_rng(seed + 100).standard_normal((_POOLED_SIZE, EMBEDDING_SIZE)) * deviation
         self.dense_weights = tf.Variable(initial.astype(np.float32), name="embedding_weights")
         self.dense_bias = tf.Variable(tf.zeros([EMBEDDING_SIZE]), name="embedding_bias")
 
-    def __call__(self, log_mel: tf.Tensor) -> tf.Tensor:
-        """``log_mel (B, 96, 64) float32``, as the front end gives it -> ``(B, 128) float32``."""
-        return self.top(self.trunk(finer(log_mel)))
-
-    def trunk(self, fine_log_mel: tf.Tensor) -> tf.Tensor:
-        """``(B, 96, 64) float32`` over ``FINE_OFFSET`` -> ``(B, *TRUNK_SHAPE) float32``."""
-        x = fine_log_mel[..., None]
-        for layer in self._trunk:
-            x = layer(x)
-        return x
-
-    def top(self, features: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
-        """``(B, *TRUNK_SHAPE) float32`` -> ``(B, 128) float32``; ``mask (B, FLAT_SIZE)`` drops values in training."""
-        for layer in self._top:
-            features = layer(features)
-        flat = tf.reshape(features, [-1, FLAT_SIZE])
-        if mask is not None:
-            flat *= mask
-        return tf.nn.bias_add(tf.matmul(flat, self.dense_weights), self.dense_bias)
-
-    def top_variables(self) -> list[tf.Variable]:
-        """What training changes while the trunk stands still."""
-        return [variable for name, variable in self._named_variables() if not name.startswith("trunk")]
+    def __call__(self, log_mel: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """``log_mel (B, 96, 64) float32`` -> ``(B, 128) float32``; ``training`` uses and updates batch statistics."""
+        x = (log_mel - _LOG_MEL_CENTRE) / _LOG_MEL_SCALE  # (B, 96, 64)
+        x = tf.stack([x, x - tf.reduce_mean(x, axis=1, keepdims=True)], axis=-1)  # (B, 96, 64, 2)
+        for convolution in self._convolutions:
+            x = convolution(x, training)
+        pooled = tf.concat([tf.reduce_mean(x, axis=1), tf.reduce_max(x, axis=1)], axis=-1)  # (B, 4, 288)
+        pooled = tf.reshape(pooled, [-1, _POOLED_SIZE])
+        return tf.nn.bias_add(tf.matmul(pooled, self.dense_weights), self.dense_bias)  # (B, 128)
 
     def weights(self) -> dict[str, npt.NDArray[np.float32]]:
         """Name -> value of every variable, in a fixed order: what a checkpoint or a package stores."""
         return {name: variable.numpy() for name, variable in self._named_variables()}
 
     def load(self, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
-        """Set every variable. Raises ModelError where names or shapes do not fit the network."""
+        """Set every variable. Raises ModelError where names or shapes do not fit this form of the network."""
         variables = dict(self._named_variables())
         missing, unknown = sorted(set(variables) - set(tensors)), sorted(set(tensors) - set(variables))
         if missing or unknown:
@@ -155,28 +154,38 @@ class CompactNetwork(tf.Module):
                 )
             variable.assign(tensors[name])
 
+    def folded(self) -> CompactNetwork:
+        """The network that serves: same outputs as this one with ``training=False`` to float32 rounding."""
+        served = CompactNetwork(folded=True)
+        tensors: dict[str, npt.NDArray[np.float32]] = {}
+        for convolution, shape in zip(self._convolutions, CONVOLUTIONS, strict=True):
+            tensors[f"{shape.name}/kernel"], tensors[f"{shape.name}/bias"] = convolution.folded_weights()
+        tensors["embedding/weights"] = self.dense_weights.numpy()
+        tensors["embedding/bias"] = self.dense_bias.numpy()
+        served.load(tensors)
+        return served
+
     def _named_variables(self) -> Iterator[tuple[str, tf.Variable]]:
-        for layer in (*self._trunk, *self._top):
-            yield f"{layer.shape.name}/kernel", layer.kernel
-            yield f"{layer.shape.name}/bias", layer.bias
+        for convolution, shape in zip(self._convolutions, CONVOLUTIONS, strict=True):
+            yield f"{shape.name}/kernel", convolution.kernel
+            yield f"{shape.name}/bias", convolution.bias
+            if not self._folded:
+                yield f"{shape.name}/scale", convolution.scale
+                yield f"{shape.name}/moving_mean", convolution.moving_mean
+                yield f"{shape.name}/moving_variance", convolution.moving_variance
         yield "embedding/weights", self.dense_weights
         yield "embedding/bias", self.dense_bias
-
-
-def finer(log_mel: tf.Tensor) -> tf.Tensor:
-    """The front end's log-mel with ``FINE_OFFSET`` in place of its own offset, same shape."""
-    return tf.math.log(tf.maximum(tf.exp(log_mel) - FRONT_END.log_offset, 0.0) + FINE_OFFSET)
 
 
 def multiply_adds() -> int:
     """Multiplications (each with an addition) one example costs; twice this is its FLOP count."""
     frames, bands, total = EXAMPLE_FRAMES, MEL_BANDS, 0
-    for shape in (*TRUNK, *TOP):
+    for shape in CONVOLUTIONS:
         frames, bands = frames // shape.stride, bands // shape.stride
-        total += frames * bands * math.prod(shape.weights_shape)
-    return total + FLAT_SIZE * EMBEDDING_SIZE
+        total += frames * bands * shape.kernel**2 * shape.channels_in * shape.channels_out
+    return total + _POOLED_SIZE * EMBEDDING_SIZE
 
 
 def parameter_count() -> int:
-    """Trained values of the network."""
-    return sum(value.size for value in CompactNetwork().weights().values())
+    """Trained values of the folded network."""
+    return sum(value.size for value in CompactNetwork(folded=True).weights().values())

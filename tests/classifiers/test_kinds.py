@@ -52,7 +52,7 @@ def test_a_package_of_each_kind_loads_tests_itself_and_classifies(kind: str, tmp
         tmp_path,
         draft,
         classifier_weights=weights(classifier),
-        embedder_weights=CompactNetwork(seed=5).weights(),
+        embedder_weights=CompactNetwork(folded=True, seed=5).weights(),
     )
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert any(0.0 < score < 1.0 for score in manifest["self_test"]["expected_scores"])

@@ -1,12 +1,11 @@
 """``trainer compact``: the whole recipe of the built-in model, step by step. Each step takes up where it was stopped.
 
 prepare     recordings of split train -> pool
-synthesise  pool -> scenes -> shards of PCM with targets
-teach       shards -> the teacher's opinion on every example
-train       shards -> embedder (top, then whole) and LSTM head
-evaluate    dev recordings through what was trained, through any package, or through the peers
+synthesise  pool -> scenes -> shards of examples with targets
+train       shards -> embedder and LSTM head
+evaluate    dev recordings through what was trained, or through any package
 export      -> package: weights, operating point, curve
-all         these in order
+all         these five in order
 """
 
 from __future__ import annotations
@@ -15,23 +14,25 @@ import datetime
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from detector.errors import ConfigError
+
 if TYPE_CHECKING:
     from trainer.compact.dataset import DataPlan
     from trainer.compact.evaluation import Report, Scored, Scorer
     from trainer.compact.training import Trained, TrainingSettings
 
-_VERSION = "0.2.0"
+_VERSION = "0.1.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,8 @@ class _Run:
     data_dir: Path
     seed: int
     scenes: int
-    close_scenes: int
     epochs: float
-    whole_steps: int
+    teacher: bool
 
     @property
     def audio_dir(self) -> Path:
@@ -56,22 +56,21 @@ class _Run:
 
     @property
     def command(self) -> str:
-        return (
-            f"trainer compact --seed {self.seed} --scenes {self.scenes} "
-            f"--close-scenes {self.close_scenes} --epochs {self.epochs:g} "
-            f"--whole-steps {self.whole_steps} all"
-        )
+        teacher = "" if self.teacher else " --no-teacher"
+        return f"trainer compact --seed {self.seed} --scenes {self.scenes} --epochs {self.epochs:g}{teacher} all"
 
     def plan(self) -> DataPlan:
         from trainer.compact.dataset import DataPlan
 
-        teacher = self.data_dir / "yamnet" / "yamnet.tflite"
-        return DataPlan(self.work / "pool", self.work / "data", self.scenes, self.seed, teacher, self.close_scenes)
+        teacher = self.data_dir / "ced" / "ced_tiny.onnx" if self.teacher else None
+        if teacher is not None and not teacher.is_file():
+            raise ConfigError(f"The teacher {teacher} is missing: set DATA_DIR, or go without it (--no-teacher).")
+        return DataPlan(self.work / "pool", self.work / "data", self.scenes, self.seed, teacher)
 
     def settings(self) -> TrainingSettings:
         from trainer.compact.training import TrainingSettings
 
-        return replace(TrainingSettings(), top_epochs=self.epochs, whole_steps=self.whole_steps, seed=self.seed)
+        return replace(TrainingSettings(), epochs=self.epochs, seed=self.seed)
 
 
 @click.group("compact")
@@ -87,29 +86,16 @@ class _Run:
     help="Folder of recordings and teachers (environment: DATA_DIR).",
 )
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=1, show_default=True)
-@click.option("--scenes", type=click.IntRange(1), default=5_000, show_default=True, help="Scenes of ten examples.")
-@click.option(
-    "--close-scenes",
-    type=click.IntRange(0),
-    default=3_500,
-    show_default=True,
-    help="Scenes besides, among them what cameras and phones keep of close fire.",
-)
-@click.option(
-    "--epochs",
-    type=click.FloatRange(min=0.0, min_open=True),
-    default=4.0,
-    show_default=True,
-    help="Passes in which the top learns on the standing trunk.",
-)
-@click.option(
-    "--whole-steps", type=click.IntRange(1), default=600, show_default=True, help="Steps of all layers together."
-)
+@click.option("--scenes", type=click.IntRange(1), default=11_000, show_default=True, help="Scenes of ten examples.")
+@click.option("--epochs", type=click.FloatRange(min=0.0, min_open=True), default=4.0, show_default=True)
+@click.option("--teacher/--no-teacher", default=True, show_default=True, help="Ask CED what it hears in every example.")
 @click.pass_context
-def compact(context: click.Context, /, **options: Any) -> None:
-    """Make the built-in model: prepare, synthesise, teach, train, evaluate, export (or all)."""
+def compact(
+    context: click.Context, work: Path, data_dir: Path, seed: int, scenes: int, epochs: float, teacher: bool
+) -> None:
+    """Make the built-in model: prepare, synthesise, train, evaluate, export (or all)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    context.obj = _Run(**options)
+    context.obj = _Run(work, data_dir, seed, scenes, epochs, teacher)
 
 
 @compact.command()
@@ -128,18 +114,28 @@ def synthesise(run: _Run, processes: int | None) -> None:
 
 
 @compact.command()
+@click.option("--again", is_flag=True, help="Train although something is trained already.")
+@click.option(
+    "--start-from",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=None,
+    help="Weights (trained.npz of another work folder) to go on from instead of random ones.",
+)
 @click.pass_obj
-def teach(run: _Run) -> None:
-    """Ask the teacher about every example; what it heard already is kept."""
-    _teach(run)
+def train(run: _Run, again: bool, start_from: Path | None) -> None:
+    """Train the embedder, then the LSTM head."""
+    _train(run, again, start_from)
 
 
 @compact.command()
-@click.option("--again", is_flag=True, help="Train although something is trained already.")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.pass_obj
-def train(run: _Run, again: bool) -> None:
-    """Train the embedder, then the LSTM head."""
-    _train(run, again)
+def blend(run: _Run, runs: tuple[Path, ...]) -> None:
+    """Average the embedders of RUNS (trained.npz each, one begun from the other); the first one's heads are kept."""
+    from trainer.compact.training import Trained, blended
+
+    blended([Trained.load(path) for path in runs]).save(run.trained_path)
+    click.echo(f"{run.trained_path}: mean of {len(runs)} embedders.")
 
 
 @compact.command()
@@ -151,19 +147,6 @@ def train(run: _Run, again: bool) -> None:
 def evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None:
     """Dev recordings, streamed: recall by set, false alarms by class, robustness; hop 0.96 s and 0.48 s."""
     _evaluate(run, model_name, json_path)
-
-
-@compact.command()
-@click.argument("picture", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--model", "model_name", default=None, help="A package instead of what was trained here.")
-@click.pass_obj
-def failures(run: _Run, picture: Path, model_name: str | None) -> None:
-    """Draw the loudest false alarms and the shots least heard into PICTURE (.png or .svg)."""
-    from trainer.compact import evaluation, pictures
-
-    recordings = evaluation.load_recordings(run.audio_dir, run.work / "dev.npz")
-    scored = evaluation.score_recordings(_scorer(run, model_name), recordings)
-    pictures.draw(pictures.failures(scored, evaluation.clip_threshold(scored)), picture)
 
 
 @compact.command()
@@ -188,7 +171,6 @@ def everything(run: _Run, processes: int | None, out: Path | None) -> None:
     """Every step in order."""
     _prepare(run)
     _synthesise(run, processes)
-    _teach(run)
     _train(run, again=False)
     _export(run, out, _VERSION)
     _evaluate(run, str(_package_folder(run, out).absolute()), None)
@@ -212,55 +194,41 @@ def _synthesise(run: _Run, processes: int | None) -> None:
 
     plan = run.plan()
     with _progress() as progress:
-        task = progress.add_task("Scenes", total=len(plan.shards()), note="")
+        task = progress.add_task("Scenes", total=plan.shards, note="")
         for done in make_shards(plan, processes or os.cpu_count() or 1):
             progress.update(task, completed=done)
 
 
-def _teach(run: _Run) -> None:
-    from trainer.compact.dataset import teach_shards
-    from trainer.compact.teacher import Teacher
-
-    plan = run.plan()
-    teacher = Teacher(plan.teacher)
-    with _progress() as progress:
-        task = progress.add_task("Teacher", total=len(plan.shards()), note="")
-        for done in teach_shards(plan, teacher):
-            progress.update(task, completed=done)
-
-
-def _train(run: _Run, again: bool) -> None:
-    """Each part is kept in the work folder; a part that was stopped goes on from its last checkpoint."""
-    parts = [run.work / name for name in ("top.npz", "top.checkpoint.npz", "whole.npz", "whole.checkpoint.npz")]
-    top_path, top_checkpoint, whole_path, whole_checkpoint = parts
-    if again:
-        for path in (run.trained_path, *parts):
-            path.unlink(missing_ok=True)
-    if run.trained_path.is_file():
+def _train(run: _Run, again: bool, start_from: Path | None = None) -> None:
+    if run.trained_path.is_file() and not again:
         click.echo(f"{run.trained_path} is trained already (--again to train anew).")
         return
     from trainer.compact.dataset import load_data
-    from trainer.compact.teacher import Teacher
-    from trainer.compact.training import Trained, begin, blended, train_head, train_top, train_whole
+    from trainer.compact.training import Trained, train_embedder, train_head
 
-    plan, settings = run.plan(), run.settings()
-    data = load_data(plan)
+    data, settings = load_data(run.plan()), run.settings()
+    if start_from is not None:
+        settings = replace(settings, learning_rate=settings.learning_rate / 2)  # what was learnt is not to be undone
+    embedder_path = run.work / "embedder.npz"
     with _progress() as progress:
-
-        def said(name: str) -> Callable[[int, int, str], None]:
-            task = progress.add_task(name, total=None, note="")
-            return lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
-
-        if not top_path.is_file():
-            first = begin(Teacher(plan.teacher).trunk(), settings.seed)
-            train_top(data, first, settings, said("Top"), top_checkpoint)[0].save(top_path)
-        top = Trained.load(top_path)
-        if not whole_path.is_file():
-            train_whole(data, top, settings, said("Whole"), whole_checkpoint)[0].save(whole_path)
-        lstm, _ = train_head(data, top, settings, said("LSTM head"))
-    mixed = blended(top, Trained.load(whole_path), settings.whole_share)
+        task = progress.add_task("Embedder", total=None, note="")
+        network, example_head, _ = train_embedder(
+            data,
+            settings,
+            lambda done, total, note: progress.update(task, completed=done, total=total, note=note),
+            start=Trained.load(start_from) if start_from is not None else None,
+        )
+        weights = {"weights": example_head.weights.numpy(), "bias": example_head.bias.numpy()}
+        Trained(network.weights(), weights, {}).save(embedder_path)
+        head_task = progress.add_task("LSTM head", total=None, note="")
+        lstm, _ = train_head(
+            data,
+            network,
+            settings,
+            lambda done, total, note: progress.update(head_task, completed=done, total=total, note=note),
+        )
     head = {name: variable.numpy() for name, variable in lstm.named_variables().items()}
-    Trained(mixed.embedder, mixed.example_head, head).save(run.trained_path)
+    Trained(network.weights(), weights, head).save(run.trained_path)
 
 
 def _evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None:
@@ -296,7 +264,6 @@ def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
     trained = _trained(run)
     recordings = evaluation.load_recordings(run.audio_dir, run.work / "dev.npz")
     scored = evaluation.score_recordings(_scorer(run, None), recordings)
-    dense = evaluation.score_recordings(_scorer(run, None), recordings, half_hop=True)
     folder = _package_folder(run, out)
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     model = packaging.export(
@@ -307,7 +274,6 @@ def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
         date=today,
         thresholds=packaging.choose_thresholds(scored),
         curve=packaging.operating_curve(scored),
-        counted=(packaging.false_alerts(scored), packaging.false_alerts(dense)),
     )
     click.echo(f"{folder}: opens at {model.manifest.decision.open_threshold}, self-test passed.")
 

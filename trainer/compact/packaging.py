@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from detector.chunk import RATE_HZ
-from detector.config import DecisionSettings
 from detector.embedders.compact import CompactNetwork
-from detector.model import FalseAlertsSection, Model, save_package
+from detector.model import Model, save_package
 from trainer.compact.evaluation import (
     Report,
     Scored,
@@ -24,7 +22,6 @@ from trainer.compact.evaluation import (
 )
 from trainer.compact.pools import FAMILY, LABELS, LOOK_ALIKES
 from trainer.compact.training import HEAD, WINDOW_EXAMPLES, Trained
-from trainer.evaluate_audio import false_alert_peaks, is_continuous
 
 MODEL_NAME = "compact-gunfire"
 DATA_NAMES = (
@@ -37,7 +34,7 @@ DATA_NAMES = (
     "University of Iowa booth recordings (MIT)",
     "ambient loops: split train (CC0, public domain, CC BY, Pixabay)",
     "sounds synthesised by trainer/compact/synthesis.py",
-    "YAMNet (Google, Apache 2.0): first thirteen layers as the beginning, its opinion on all of these as soft targets",
+    "CED-tiny's opinion on all of these as soft targets (Apache 2.0)",
 )
 _AMBIENT_MARGIN = 0.5  # in logits: what the default threshold keeps above the loudest ambient score
 
@@ -80,17 +77,6 @@ def operating_curve(scored: Sequence[Scored], points: int = 15) -> list[dict[str
     return curve
 
 
-def false_alerts(scored: Sequence[Scored]) -> FalseAlertsSection:
-    """The loudest false alerts in continuous dev audio, at the hop of these scores: what a rate a day is read off."""
-    ambient = [s for s in scored if is_continuous(s.recording)]
-    hop_seconds = scored[0].hop_samples / RATE_HZ
-    return FalseAlertsSection(
-        audio_hours=round(sum(len(s.recording.pcm) for s in ambient) / RATE_HZ / 3600, 4),
-        hop_seconds=hop_seconds,
-        peaks=false_alert_peaks([s.scores for s in ambient], hop_seconds, DecisionSettings().hold_seconds),
-    )
-
-
 def export(
     trained: Trained,
     folder: Path,
@@ -100,11 +86,10 @@ def export(
     date: str,
     thresholds: tuple[float, float] = (0.5, 0.3),
     curve: Sequence[Mapping[str, float]] = (),
-    counted: Sequence[FalseAlertsSection] = (),
     data: Sequence[str] = DATA_NAMES,
 ) -> Model:
     """Fold, write and self-test the package. Raises ModelError where the trained weights don't fit the network."""
-    network = CompactNetwork()
+    network = CompactNetwork(folded=False)
     network.load(trained.embedder)
     draft: dict[str, Any] = {
         "name": MODEL_NAME,
@@ -119,11 +104,10 @@ def export(
         "window": {"examples": WINDOW_EXAMPLES, "hop_seconds": 0.96},
         "decision": {"open_threshold": thresholds[0], "close_threshold": thresholds[1]},
         "operating_curve": list(curve),
-        "false_alerts": [section.model_dump() for section in counted],
         "training": {"command": command, "data": list(data), "date": date},
     }
     head = {name: np.ascontiguousarray(value) for name, value in trained.head.items()}
-    return save_package(folder, draft, classifier_weights=head, embedder_weights=network.weights())
+    return save_package(folder, draft, classifier_weights=head, embedder_weights=network.folded().weights())
 
 
 def report_as_json(results: Mapping[str, Report]) -> str:
