@@ -69,7 +69,10 @@ class Augmentation:
         """
         hard = recipe.hard_negative_weight != 1 or recipe.hard_negative_sampling != 1
         if hard and not (family and look_alikes):
-            raise ConfigError("Hard negatives need a family and look-alikes among the classes; name them.")
+            raise ConfigError(
+                "Hard negatives need a family and look-alikes among the classes: give --family and --look-alikes, or "
+                "the classes' names with --labels."
+            )
         if recipe.frame_dropout and clips.spec.level == "video":
             raise ConfigError("frame_dropout needs frame-level features; these clips have one vector each.")
         self._recipe = recipe

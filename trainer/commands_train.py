@@ -246,6 +246,7 @@ def train_command(**given: Any) -> None:
     spec = _spec(options)
     if given["eval_data"] and given["eval_fraction"]:
         raise ConfigError("--eval-data and --eval-fraction are both given; one of them is enough.")
+    _refuse_unfit_model(recipe, spec, len(labels))
     training, evaluation, config = _data(options, recipe, spec, labels, ontology, say)
     goes_on = _goes_on(train_dir, config, bool(given["start_new_model"]))
     start = None if goes_on or given["start_from"] is None else _first_weights(given["start_from"], config)
@@ -368,6 +369,22 @@ def _spec(options: _Options) -> FeatureSpec:
     return FeatureSpec(names, sizes, level, options["max_frames"])
 
 
+def _refuse_unfit_model(recipe: Recipe, spec: FeatureSpec, classes: int) -> None:
+    """ModelError for parameters that can't be, ConfigError for a model that needs frames where there are none."""
+    from detector.classifiers import build_classifier
+
+    classifier = build_classifier(recipe.kind, _params(recipe, spec, classes))
+    if spec.level == "video" and not classifier.video_level:
+        raise ConfigError(
+            f"--frame-features=false: video-level records hold one vector each; models of kind {recipe.kind} need "
+            "frames. Give --model logistic or moe, or frame-level records."
+        )
+
+
+def _params(recipe: Recipe, spec: FeatureSpec, classes: int) -> dict[str, Any]:
+    return {**recipe.params, "input_size": spec.size, "classes": classes}
+
+
 def _data(
     options: _Options,
     recipe: Recipe,
@@ -401,10 +418,16 @@ def _data(
             "call the general one 'Gunshot, gunfire'.",
             ", ".join(labels[i].name for i in family[:_SHOWN]) + (", ..." if len(family) > _SHOWN else ""),
         )
+    if evaluation is None and (
+        recipe.patience is not None or recipe.best_by != recipe_named(options["recipe"]).best_by
+    ):
+        logger.warning(
+            "Without --eval-data or --eval-fraction nothing is evaluated: no patience, no best but the latest."
+        )
     config = RunConfig(
         recipe=recipe,
         kind=recipe.kind,
-        params={**recipe.params, "input_size": spec.size, "classes": len(labels)},
+        params=_params(recipe, spec, len(labels)),
         feature_names=spec.names,
         feature_sizes=spec.sizes,
         level=spec.level,
@@ -418,6 +441,7 @@ def _data(
         evaluation_fraction=options["eval_fraction"],
         seed=options["seed"],
         started_from=options["start_from"] or "",
+        label_quality_fingerprint=_fingerprint_of_qualities(recipe),
         command=shlex.join(["trainer", *sys.argv[1:]]),
     )
     return training, evaluation, config
@@ -426,7 +450,16 @@ def _data(
 def _read(pattern: str, spec: FeatureSpec, labels: LabelSet, stop_on_damage: bool) -> ClipSet:
     from trainer.records import find_files, read_clips
 
-    return read_clips(find_files(pattern), classes=len(labels), spec=spec, labels=labels, stop_on_damage=stop_on_damage)
+    files = find_files(pattern)
+    clips = read_clips(files, classes=len(labels), spec=spec, labels=labels, stop_on_damage=stop_on_damage)
+    hollow = np.flatnonzero(clips.num_frames == 0).tolist()
+    if not hollow:
+        return clips
+    named = ", ".join(clips.video_id(i) for i in hollow[:_SHOWN]) + (", ..." if len(hollow) > _SHOWN else "")
+    if len(hollow) == len(clips):
+        raise DataError(f"None of the {len(clips)} clips of {pattern} has a frame ({named}).")
+    logger.warning("%d of %d clips have no frames and are left out: %s.", len(hollow), len(clips), named)
+    return clips.subset(np.flatnonzero(clips.num_frames > 0))
 
 
 def _source(pattern: str, clips: ClipSet) -> Any:
@@ -435,13 +468,30 @@ def _source(pattern: str, clips: ClipSet) -> Any:
     return DataSource(pattern=pattern, files=clips.report.files, clips=len(clips), fingerprint=clips.fingerprint)
 
 
+def _fingerprint_of_qualities(recipe: Recipe) -> str:
+    from trainer.augment import AUDIOSET_QUALITY
+
+    if recipe.label_quality in (None, AUDIOSET_QUALITY):
+        return ""
+    try:
+        content = Path(str(recipe.label_quality)).read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"Table of label qualities {recipe.label_quality} can't be read: {error.strerror or error}."
+        ) from error
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
 def _divided(clips: ClipSet, share: float) -> tuple[ClipSet, ClipSet]:
-    """(the rest, this share of them), by a hash of the id, so that a clip never changes sides."""
-    marks = [hashlib.sha256(clips.video_id(i).encode()).digest()[:8] for i in range(len(clips))]
+    """(the rest, this share of them), by a hash of the id, so that a clip never changes sides; all parts of a recording
+    are on one.
+    """
+    marks = [hashlib.sha256(clips.recording_id(i).encode()).digest()[:8] for i in range(len(clips))]
     kept = np.array([int.from_bytes(mark, "big") < share * 2.0**64 for mark in marks])
     if kept.all() or not kept.any():
         raise DataError(
-            f"--eval-fraction {share:g} of {len(clips)} clips leaves none on one side. Give --eval-data, or more clips."
+            f"--eval-fraction {share:g} of {len(clips)} clips leaves none on one side (parts of a recording stay "
+            "together). Give --eval-data, or more recordings."
         )
     return clips.subset(np.flatnonzero(~kept)), clips.subset(np.flatnonzero(kept))
 
@@ -544,12 +594,22 @@ def _cluster() -> tuple[int, bool] | None:
 
 
 def _first_weights(name: str, config: RunConfig) -> Weights:
-    from detector.classifiers import weights
+    from detector.classifiers import build_classifier, shapes, weights
     from trainer.trained import open_trained
 
     trained = open_trained(name)
     if trained.kind != config.kind:
         raise ConfigError(f"--start-from {name}: its model is {trained.kind}, this run's {config.kind}.")
+    if shapes(trained.classifier) != shapes(build_classifier(config.kind, config.params)):
+        keys = [key for key in {**trained.params, **config.params} if trained.params.get(key) != config.params.get(key)]
+        unlike = ", ".join(
+            f"{key} {trained.params.get(key, 'left out')} there, {config.params.get(key, 'left out')} here"
+            for key in keys
+        )
+        raise ConfigError(
+            f"--start-from {name}: its model has other sizes ({unlike}). Give its own: --set params.KEY=VALUE (or the "
+            "option, such as --lstm-cells), --labels of as many classes, --feature-sizes."
+        )
     return weights(trained.classifier)
 
 

@@ -122,7 +122,9 @@ class Recipe(BaseModel):
         """
         values = self.model_dump()
         given = dict(changes)
-        params = dict(given.pop("params", {}))
+        params = given.pop("params", {})
+        if not isinstance(params, Mapping):
+            raise ConfigError(f"params {params!r}: names and values are needed, for example --set params.cells=256.")
         kept = values["params"] if given.get("kind", self.kind) == self.kind else {}
         return _checked({**values, **given, "params": {**kept, **params}})
 
@@ -139,7 +141,8 @@ class Recipe(BaseModel):
                 params[key.removeprefix("params.")] = value
             else:
                 changes[key] = value
-        return self.with_changes({**changes, "params": {**changes.get("params", {}), **params}})
+        changed = self.with_changes(changes)
+        return changed.with_changes({"params": params}) if params else changed
 
 
 def _checked(values: Mapping[str, Any]) -> Recipe:

@@ -16,7 +16,9 @@ import glob
 import hashlib
 import io
 import logging
+import math
 import os
+import re
 import struct
 import tempfile
 from collections import deque
@@ -52,6 +54,7 @@ MAX_FEATURES = 8
 DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
 
 _LOGGED_DAMAGES = 10
+_PART_ID = re.compile(r"(.+)_(\d{1,15})(?:#\d+)?", re.DOTALL)  # of the ids that ``trainer embed`` gives
 _CLIPS_PER_PART = 4096
 _PART_BYTES = 32 << 20
 _FILES_A_GROUP = 16
@@ -216,6 +219,15 @@ class ClipSet:
         """Bytes that are no UTF-8 come as backslash escapes."""
         return self._video_ids[self._id_offsets[clip] : self._id_offsets[clip + 1]].decode("utf-8", "backslashreplace")
 
+    def recording_id(self, clip: int) -> str:
+        """The id without what tells the parts of one recording apart: their start in milliseconds (``rec_30000``)."""
+        video_id = self.video_id(clip)
+        part = _PART_ID.fullmatch(video_id)
+        start = 1000.0 * float(self.times_seconds[clip, 0])
+        if part is not None and math.isclose(int(part[2]), start, rel_tol=2e-7, abs_tol=1.0):
+            return part[1]
+        return video_id
+
     def labels_of(self, clip: int) -> npt.NDArray[np.int32]:
         """Label indices as recorded: their order and repetitions are kept."""
         return self._labels[self._label_offsets[clip] : self._label_offsets[clip + 1]]
@@ -237,10 +249,11 @@ class ClipSet:
 
     @property
     def fingerprint(self) -> str:
-        """Of ids, lengths and labels in their order: tells whether two sets hold the same clips."""
+        """Of ids, lengths, labels and features in their order: tells whether two sets hold the same clips."""
         digest = hashlib.sha256(self._video_ids)
         for part in (self._id_offsets, self.num_frames, self._labels, self._label_offsets):
             digest.update(np.ascontiguousarray(part).tobytes())
+        digest.update(np.ascontiguousarray(self.features).data)  # as it lies, since it may be larger than the memory
         return digest.hexdigest()[:32]
 
     def subset(self, clips: Indices) -> ClipSet:

@@ -304,14 +304,20 @@ class Trainer:
         named = [batch.video_ids[i] for i in (broken or range(len(batch.video_ids)))[:_NAMED_CLIPS]]
         epoch, place = divmod(step, self._epoch_steps)
         newest = self._run.checkpoint_paths()
+        loss, regularisation = float(result.loss), float(result.regularisation)
+        if not math.isfinite(loss):
+            what = f"the loss is {loss:g}"
+        elif not math.isfinite(regularisation):
+            what = f"the regularisation loss is {regularisation:g}"
+        else:
+            what = f"the loss is {loss:g}, but a gradient is no number"
         raise TrainingError(
-            f"Step {step + 1} (epoch {epoch + 1}, batch {place + 1}): the loss is {float(result.loss):g} or a gradient "
-            f"is no number; the step was not taken. "
+            f"Step {step + 1} (epoch {epoch + 1}, batch {place + 1}): {what}; the step was not taken. "
             f"{f'Predictions are no numbers for {len(broken)} clips' if broken else 'Clips of the batch'}: "
             f"{', '.join(named)}{', ...' if len(broken or batch.video_ids) > _NAMED_CLIPS else ''}. The checkpoint of "
             f"step {newest[-1][0] if newest else 0} is as it was. Try a lower --base-learning-rate, a smaller "
-            "--clip-gradient-norm or no mixed precision, in a new folder with --start-from this one; or look at these "
-            "clips."
+            "--clip-gradient-norm or no mixed precision, in a new folder; with --start-from this one it begins with "
+            "its best weights. Or look at these clips."
         )
 
     # --- telling ---

@@ -73,8 +73,8 @@ class StepSettings:
             raise ConfigError(f"average_decay is {self.average_decay!r}; a number below 1 is needed.")
         if self.learning_rate_schedule == "cosine" and self.total_steps <= self.warm_up_steps:
             raise ConfigError(
-                f"The cosine schedule warms up for {self.warm_up_steps} steps of {self.total_steps} in all; train "
-                "longer or warm up for fewer."
+                f"The cosine schedule warms up for {self.warm_up_steps} steps of {self.total_steps} in all. Train "
+                "longer (--num-epochs, --max-steps) or give fewer --warm-up-steps."
             )
 
     def learning_rate(self, step: int) -> float:

@@ -171,7 +171,7 @@ class _Dropout:
 
     def __call__(self, x: tf.Tensor, share: float) -> tf.Tensor:
         """``share`` is taken in steps of 1/256: one random byte a value, a quarter of what whole numbers cost."""
-        levels = round(share * 256)
+        levels = min(round(share * 256), 255)  # 256 would hide everything
         if self._seed is None or levels == 0:
             return x
         self._calls += 1

@@ -87,6 +87,13 @@ def test_dropout_follows_from_the_seed_and_is_off_outside_training(shares: tuple
         assert not np.array_equal(trained(1, 2), trained(*other))
 
 
+def test_the_largest_share_leaves_something() -> None:
+    model = model_of(input_dropout=0.999, dropout=0.0, pooled_dropout=0.0)
+    x = tf.ones((8, 10, model.input_size))
+    pooled = model.pooled(x, tf.fill([8], 10), training=True, seed=tf.constant([1, 2], tf.int64)).numpy()
+    assert np.isfinite(pooled).all()
+
+
 def test_dropout_keeps_the_mean_and_hides_the_share() -> None:
     model = model_of(input_dropout=0.0, dropout=0.0, pooled_dropout=0.25)
     x, num_frames = windows(), np.full(4, 10, np.int32)

@@ -266,7 +266,7 @@ def test_a_missing_table_is_named(tmp_path: Path) -> None:
 
 
 def test_what_the_clips_do_not_have_is_refused(clips: ClipSet, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="family and look-alikes"):
+    with pytest.raises(ConfigError, match="give --family and --look-alikes, or the classes' names"):
         Augmentation(Recipe(hard_negative_weight=2.0), clips, LABELS, FAMILY, (), 0)
     path = tmp_path / "video.tfrecord"
     with RecordWriter(path) as writer:

@@ -209,6 +209,8 @@ def test_values_as_texts_and_another_kind_drops_params() -> None:
         ({"batch_size": "0"}, "batch_size 0: .*greater than or equal to 1"),
         ({"batch_size": "many"}, "batch_size 'many'"),
         ({"base_learning_rate": "NaN"}, "base_learning_rate nan"),
+        ({"params": "3"}, "params 3: names and values are needed"),
+        ({"params": "3", "params.cells": "3"}, "params 3: names and values are needed"),
         ({"num_epochs": "null"}, "training would never end"),
         ({"weight_decay": "0.1", "optimizer": "Adam"}, "needs optimizer AdamW"),
     ],

@@ -21,8 +21,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from detector.classifiers import build_classifier, weights
 from tests.trainer.made_clips import SIZE, write_clips, write_labels
 from trainer.__main__ import main
-from trainer.commands_train import _Lines
-from trainer.records import RecordWriter, encode_clip
+from trainer.commands_train import _divided, _Lines
+from trainer.records import FeatureSpec, RecordWriter, encode_clip, read_clips
 from trainer.run import Run
 from trainer.starter_checkpoint import load_starter_model
 from trainer.summaries import _whole_records
@@ -120,7 +120,8 @@ def test_both_spellings_are_one_option(tmp_path: Path, data: list[str]) -> None:
         (["--eval-data=x", "--eval-fraction=0.1"], "one of them is enough"),
         (["--num-classes=5"], "--num-classes is 5; .* holds 6"),
         (["--eval-fraction=0.2", "--best-by=beauty"], "best_by 'beauty'"),
-        (["--set=learning_rate_schedule=cosine", "--set=warm_up_steps=100"], "warms up for 100 steps of 15"),
+        (["--set=learning_rate_schedule=cosine", "--set=warm_up_steps=100"], "of 15 in all. .* fewer --warm-up-steps"),
+        (["--model=lstm", "--frame-features=false"], "models of kind lstm need frames"),
     ],
 )
 def test_what_can_not_be_is_refused_before_anything_is_written(
@@ -137,6 +138,7 @@ def test_a_refused_beginning_does_not_stand_in_the_way(tmp_path: Path, data: lis
     late = ["--recipe=reference", "--model=frame_logistic", "--num-epochs=1", "--set=params.cells=3"]
     other = f"--train-dir={tmp_path / 'other'}"
     run(other, *data, *late, code=1)
+    assert not (tmp_path / "other").exists()
     run(other, *data, *small())
 
 
@@ -280,6 +282,9 @@ def test_a_run_starts_from_another_runs_weights(tmp_path: Path, data: list[str])
     assert all(np.allclose(two[name], value, atol=1e-9) for name, value in one.items())
     other = ["--recipe=reference", "--model=moe", f"--start-from={tmp_path / 'one'}"]
     assert "its model is frame_logistic" in run(f"--train-dir={tmp_path / 'x'}", *data, *other, code=78).output
+    smaller = [f"--train-dir={tmp_path / 'x'}", *data[:1], "--num-classes=7", *data[2:], *given]
+    refused = run(*smaller, code=78)
+    assert re.search("other sizes .classes 6 there, 7 here.*--labels of as many classes", refused.output)
     another = small("--start-from=elsewhere", "--base-learning-rate=1e-12")
     refused = run(f"--train-dir={tmp_path / 'two'}", *data, *another, code=78)
     assert 'started_from is "elsewhere", it was ' in refused.output
@@ -296,15 +301,60 @@ def test_a_share_kept_for_evaluation_is_not_trained_on(tmp_path: Path, data: lis
     assert config.training.clips + config.evaluation.clips == 48
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path, data: list[str]) -> None:
+def test_all_parts_of_a_recording_are_on_one_side(tmp_path: Path) -> None:
+    path = tmp_path / "parts.tfrecord"
+    with RecordWriter(path) as writer:
+        for i in range(60):
+            name, start = f"rec{i // 6}", 10.0 * (i % 6)
+            features = np.zeros((1, SIZE), np.uint8)
+            writer.write(encode_clip(f"{name}_{round(1000 * start)}", features, [0], start_seconds=start))
+    clips = read_clips([path], classes=1, spec=FeatureSpec(sizes=(SIZE,)))
+    sides = [{part.recording_id(i) for i in range(len(part))} for part in _divided(clips, 0.4)]
+    assert len(sides[0] | sides[1]) == 10
+    assert not sides[0] & sides[1]
+
+
+def test_without_evaluation_data_what_needs_it_is_told(
+    tmp_path: Path, data: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for i, option in enumerate(("--patience=3", "--best-by=map")):
+        caplog.clear()
+        run(f"--train-dir={tmp_path / f'run{i}'}", *data, *small(option, "--max-steps=1"))
+        assert "Without --eval-data or --eval-fraction nothing is evaluated" in caplog.text
+
+
+def test_a_table_of_qualities_that_changed_is_another_run(tmp_path: Path, data: list[str]) -> None:
+    table = tmp_path / "quality.csv"
+    table.write_text("class,quality\nSpeech,0.5\n")
+    options = [f"--train-dir={tmp_path / 'run'}", *data, *small(f"--label-quality={table}", "--max-steps=1")]
+    run(*options)
+    table.write_text("class,quality\nSpeech,0.6\n")
+    assert "label_quality_fingerprint is " in run(*options, code=78).output
+    table.unlink()
+    assert "quality.csv can't be read" in run(*options, code=1).output
+
+
+def test_clips_without_frames_are_left_out_by_name(
+    tmp_path: Path, data: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     good = write_clips(tmp_path / "a" / "good.tfrecord", 40)
-    folder = f"--train-dir={tmp_path / 'run'}"
     with RecordWriter(tmp_path / "a" / "broken.tfrecord") as writer:
-        # no frames: the mean of none
         writer.write(encode_clip("hollow", np.zeros((0, SIZE), np.uint8), [1]))
-    result = run(folder, f"--train-data={good.parent}", *data[1:], *small("--num-epochs=3"), code=1)
-    assert "the loss is nan" in result.output
-    assert "hollow" in result.output
+    both = [f"--train-data={good.parent}", *data[1:], f"--eval-data={good.parent}"]
+    run(f"--train-dir={tmp_path / 'run'}", *both, *small())
+    assert caplog.text.count("1 of 41 clips have no frames and are left out: hollow.") == 2
+    config = Run.open(tmp_path / "run").config
+    assert config.evaluation is not None
+    assert config.training.clips == config.evaluation.clips == 40
+    alone = run(f"--train-dir={tmp_path / 'x'}", f"--train-data={good.parent}/b*", *data[1:], *small(), code=1)
+    assert "None of the 1 clips" in alone.output
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path, data: list[str]) -> None:
+    folder = f"--train-dir={tmp_path / 'run'}"
+    result = run(folder, *data, *small("--num-epochs=3", "--base-learning-rate=3e38"), code=1)
+    assert "Step 2 (epoch 1, batch 2): the regularisation loss is inf; the step was not taken" in result.output
+    assert "Clips of the batch: clip" in result.output
     assert "--base-learning-rate" in result.output
     kept, _ = Run.open(tmp_path / "run").weights()
     assert all(np.isfinite(value).all() for value in kept.values())
