@@ -1,7 +1,7 @@
-"""Alerts that another model or other settings opened: found in the alert topic and closed, as none goes on with them.
+"""Alerts that nobody goes on with: found in the alert topic and closed.
 
-The decision that held them is gone with its model, so the closing says what was last told, with ``close_reason``
-``model_changed``.
+Another model or other settings opened them (``model_changed``), or their audio is gone from the log (``gap``). The
+decision that held them is gone as well, so the closing says what was last told.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from detector import alert as alert_wire
 from detector.alert import Alert
 from detector.bus.base import Bus, Headers, TopicPartition
 from detector.chunk import RATE_HZ
+from detector.decision import CloseReason
 from detector.errors import AlertError, BusUnavailable
 from detector.pipeline import stream_key
 
@@ -69,14 +70,14 @@ def find_open(
     return sorted(found, key=lambda one: (one[0].onset_at_ns, one[0].alert_id))
 
 
-def closing(alert: Alert) -> Alert:
+def closing(alert: Alert, reason: CloseReason = "model_changed") -> Alert:
     """The event that closes it where it was last told; ``latency_seconds`` is null, as nothing was heard."""
     ended_at_ns = alert.onset_at_ns + (alert.decided_sample - alert.onset_sample) * _NS // RATE_HZ
     return replace(
         alert,
         state="closed",
         revision=alert.revision + 1,
-        close_reason="model_changed",
+        close_reason=reason,
         ended_sample=alert.decided_sample,
         ended_at=alert_wire.rfc3339(ended_at_ns),
         ended_at_ns=ended_at_ns,

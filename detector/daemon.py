@@ -32,10 +32,11 @@ from detector import alert as alert_wire
 from detector.alert import Alert
 from detector.batcher import Batcher
 from detector.bus import open_bus
-from detector.bus.base import Bus, Commit, Consumer, Headers, Producer, Record, TopicPartition
+from detector.bus.base import Bus, Commit, Consumer, Headers, Jump, Producer, Record, TopicPartition
 from detector.chunk import CHUNK_SAMPLES, CHUNK_SECONDS, decode
 from detector.config import Settings
 from detector.console.server import ConsoleServer
+from detector.decision import CloseReason
 from detector.embedders.params import CARRY_SAMPLES
 from detector.errors import AlertError, BusError, BusUnavailable, ChunkError, CommitFenced
 from detector.metrics import Metrics
@@ -159,10 +160,11 @@ class RejectionLog:
 
 @dataclass(frozen=True, slots=True)
 class _Abandoned:
-    """What another model or other settings left in a partition that we were given."""
+    """What another model or other settings left in a partition that we were given, or audio that is gone."""
 
     since_ms: int
     streams: frozenset[bytes] | None  # as in ``abandoned.find_open``
+    reason: CloseReason = "model_changed"
 
 
 class Session:
@@ -235,6 +237,9 @@ class Session:
         """Gather a batch, run it, publish, commit when due. Return the number of records read."""
         gathered = self._batcher.gather(self._poll, _POLL_SECONDS, self._max_records)
         mine = self._consumer.assignment()
+        for jump in self._consumer.jumps():
+            if jump.partition in mine:
+                self._note_jump(jump)
         if gathered:
             self._oldest_ms.clear()
         for assignment, record in gathered:
@@ -300,6 +305,31 @@ class Session:
     def _poll(self, timeout_seconds: float, max_records: int) -> list[tuple[int, Record]]:
         """Records, each with the assignment under which it was read."""
         return [(self._assignments[r.topic_partition], r) for r in self._consumer.poll(timeout_seconds, max_records)]
+
+    def _note_jump(self, jump: Jump) -> None:
+        """Tell and count what is not in the log any more; commit where reading goes on, so that it is told once."""
+        partition, position, to = jump
+        if to < position:
+            self._metrics.cut_records.labels(str(partition.partition)).inc(position - to)
+            log.error(
+                "%s[%d]: the log ends at %d and was read up to %d: its last records are gone from the brokers (a power "
+                "cut, or a copy that lagged took over). What comes now is heard; streams begin anew there.",
+                *partition, to, position,
+            )  # fmt: skip
+            if self._silent_until.pop(partition, to) > to:  # what comes there now was never heard
+                self._pipeline.rebuild(partition, Rebuild(to, {}))
+                self._silent_until[partition] = to
+            self._positions[partition] = to
+            return
+        first = max(position, self._silent_until.get(partition, 0))  # what lies before was heard
+        if to > first:
+            self._metrics.lost_records.labels(str(partition.partition)).inc(to - first)
+            log.warning(
+                "%s[%d]: retention dropped records %d to %d (%d) before they were read: lost coverage. Keep audio "
+                "longer (topics.chunks_retention_seconds), or add detectors.",
+                *partition, first, to - 1, to - first,
+            )  # fmt: skip
+            self._positions[partition] = max(to, self._positions.get(partition, 0))
 
     def _take(self, record: Record) -> None:
         partition = record.topic_partition
@@ -373,7 +403,7 @@ class Session:
             left = self._abandoned[partition]
             found = abandoned.find_open(self._bus, self._topics.alerts, partition, left.since_ms, left.streams)
             for alert, headers in found:
-                self._send_alert(abandoned.closing(alert), headers)
+                self._send_alert(abandoned.closing(alert, left.reason), headers)
             if found:
                 self._positions.setdefault(partition, self._consumer.position(partition))
             del self._abandoned[partition]
@@ -440,7 +470,13 @@ class Session:
                     "%s[%d]: the committed offset carries no position of ours; streams begin anew there.", *partition
                 )
                 continue
-            oldest = consumer.offset_at(partition, position.at_ms - self._rebuild_max_ms)
+            left = frozenset(position.since) if not position.feed_rest else None
+            left_ms = position.at_ms - self._rebuild_max_ms
+            if committed.offset > consumer.end_offset(partition):  # told with the consumer's jump
+                if left is None or left:
+                    self._abandoned[partition] = _Abandoned(left_ms, left, "gap")
+                continue
+            oldest = consumer.offset_at(partition, left_ms)
             start = min(committed.offset, position.read_from if oldest is None else max(oldest, position.read_from))
             consumer.seek(partition, start)
             self._silent_until[partition] = committed.offset
@@ -452,9 +488,8 @@ class Session:
                     *partition,
                 )
                 plan = Rebuild(committed.offset, {})
-                if position.since or position.feed_rest:
-                    streams = None if position.feed_rest else frozenset(position.since)
-                    self._abandoned[partition] = _Abandoned(position.at_ms - self._rebuild_max_ms, streams)
+                if left is None or left:
+                    self._abandoned[partition] = _Abandoned(left_ms, left)
             self._pipeline.rebuild(partition, plan)
             log.info("%s[%d]: rebuilding from %d, new from %d.", *partition, start, committed.offset)
 

@@ -29,6 +29,12 @@ class Metrics:
             "records_skipped", "Records left out unread because the detector was late (daemon.max_lag_seconds)."
         )
         self.skipped = counter("chunks_skipped", "Lost coverage: chunks of known streams among the records left out.")
+        self.lost_records = counter(
+            "records_lost", "Records that retention dropped before they were read, by partition.", ("partition",)
+        )
+        self.cut_records = counter(
+            "records_cut", "Records that had been read when the log lost its end, by partition.", ("partition",)
+        )
         self.resets = counter("stream_resets", "Times that a stream began anew, by reason.", ("reason",))
         self.rebuilt = counter("chunks_rebuilt", "Chunks read again in silence to rebuild state.")
         self.examples_in = counter("examples_assembled", "Examples cut from chunks.")

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import sqlite3
 import urllib.error
 import urllib.request
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from detector import alert as alerts
 from detector.bus.base import Record, TopicPartition
 from detector.bus.embedded import EmbeddedBus
+from detector.bus.sqlite_file import OFFSET_BITS
 from detector.chunk import CHUNK_SAMPLES, encode
 from detector.config import load_settings
 from detector.console.server import ConsoleServer
@@ -228,6 +231,61 @@ def test_a_dead_letter_never_outgrows_its_topic(key, value, header, limit_bytes)
     assert size_bytes <= limit_bytes
     whole = letter == (key, value, headers_of(record, ChunkError("bad_size", "m" * 900), 1))
     assert whole == (CUT_FROM_BYTES not in dict(letter[2]))
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_a_log_that_lost_its_end_is_told_and_what_comes_next_is_heard(bus, caplog, delivery):
+    shots = [3 * CHUNK_SAMPLES + 4321, 9 * CHUNK_SAMPLES + 4321]
+    stream = chunks_of("a", audio(np.random.default_rng(1), 12, shots))
+    publish(bus, [stream[:4]])
+    first, _ = session_of(bus, DETECTOR__DAEMON__DELIVERY=delivery)
+    run_dry(first)
+    first.close()
+    assert [a.state for a in alerts_of(bus)] == ["opened"]
+    consumer = bus.consumer(["audio.chunks"], "gunfire-detector")
+    while not consumer.assignment():
+        consumer.poll(0.05)
+    (partition,) = [p for p in consumer.assignment() if consumer.committed(p)]
+    known = consumer.committed(partition)
+    consumer.commit({partition: dataclasses.replace(known, offset=known.offset + 100)})
+    consumer.close()
+    second, metrics = session_of(bus, DETECTOR__DAEMON__DELIVERY=delivery)
+    run_dry(second)
+    publish(bus, [stream[6:]])
+    run_dry(second)
+    second.close()
+    assert value(metrics, "records_received_total") == value(metrics, "chunks_analysed_total") == 6
+    assert value(metrics, "records_cut_total", partition=str(partition.partition)) == 100
+    assert len([r for r in caplog.records if "the log ends at 4 and was read up to 104" in r.getMessage()]) == 1
+    told = [(a.state, a.close_reason) for a in alerts_of(bus)]
+    assert told[:3] == [("opened", None), ("closed", "gap"), ("opened", None)]
+    caplog.clear()
+    third, metrics = session_of(bus, DETECTOR__DAEMON__DELIVERY=delivery)
+    run_dry(third)
+    third.close()
+    assert not [r for r in caplog.records if "the log ends" in r.getMessage()]
+
+
+def test_what_retention_dropped_unheard_is_counted_and_told_once(bus, caplog):
+    streams = some_streams(1, chunks=20, seed=5)
+    publish(bus, [streams[0][:10]])
+    first, _ = session_of(bus)
+    run_dry(first)
+    first.close()
+    publish(bus, [streams[0][10:]])
+    with closing(sqlite3.connect(bus._path)) as db, db:  # retention, 15 records of the stream's partition
+        (log_id,) = db.execute("SELECT log_id FROM logs WHERE next_offset=20").fetchone()
+        db.execute("DELETE FROM records WHERE id < ?", ((log_id << OFFSET_BITS) + 15,))
+        db.execute("UPDATE logs SET oldest_offset=15 WHERE log_id=?", (log_id,))
+    totals = []
+    for _ in range(2):
+        session, metrics = session_of(bus)
+        run_dry(session)
+        session.close()
+        totals += [sum(s.value for m in metrics.lost_records.collect() for s in m.samples if s.name.endswith("_total"))]
+        totals += [value(metrics, "records_received_total")]
+    assert totals == [5, 5, 0, 0]
+    assert len([r for r in caplog.records if "records 10 to 14 (5) before they were read" in r.getMessage()]) == 1
 
 
 def test_partitions_move_between_detectors_without_a_loss(bus):

@@ -40,6 +40,18 @@ class Record:
         return TopicPartition(self.topic, self.partition)
 
 
+class Jump(NamedTuple):
+    """Reading went on at ``to``, since ``position`` was not in the log any more.
+
+    Forward: retention dropped the records between before they were read. Back: the log has lost its end, as after a
+    power cut or where a copy that lagged took over.
+    """
+
+    partition: TopicPartition
+    position: int
+    to: int
+
+
 @dataclass(frozen=True, slots=True)
 class Commit:
     """A group's position: ``offset`` is the next record to read; ``metadata`` is kept with it (<= 4096 bytes)."""
@@ -85,6 +97,10 @@ class Consumer(Protocol):
 
     def position(self, partition: TopicPartition) -> int:
         """Offset of the next record ``poll`` will return."""
+        ...
+
+    def jumps(self) -> list[Jump]:
+        """Where reading did not go on at its position, or at the committed one, since last asked; never by ``seek``."""
         ...
 
     def committed(self, partition: TopicPartition) -> Commit | None: ...

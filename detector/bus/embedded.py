@@ -24,6 +24,7 @@ from detector.bus.base import (
     Commit,
     Consumer,
     Headers,
+    Jump,
     Producer,
     Record,
     TopicPartition,
@@ -610,6 +611,7 @@ class EmbeddedConsumer:
         self._on_revoked = on_revoked
         self._logs: dict[TopicPartition, _Log] = {}  # every partition ever looked up
         self._positions: dict[TopicPartition, int] = {}  # those assigned
+        self._jumps: list[Jump] = []
         self._paused: set[TopicPartition] = set()
         self._announced: set[TopicPartition] = set()
         self._turn = 0
@@ -706,7 +708,10 @@ class EmbeddedConsumer:
         commit = self.committed(partition) if self._membership is not None else None
         oldest, end = self._bounds(partition)
         if commit is not None:
-            return min(max(commit.offset, oldest), end)
+            within = min(max(commit.offset, oldest), end)
+            if within != commit.offset:
+                self._jumps.append(Jump(partition, commit.offset, within))
+            return within
         return oldest if start == "earliest" else end
 
     def _assign_everything(self, start: str) -> None:
@@ -784,6 +789,9 @@ class EmbeddedConsumer:
                     ) from error
                 records.append(Record(log.topic, log.partition, offset, key, value, unpacked, timestamp_ms))
             if rows:
+                first = rows[0][0] - log.base
+                if first != self._positions[partition]:
+                    self._jumps.append(Jump(partition, self._positions[partition], first))
                 self._positions[partition] = rows[-1][0] - log.base + 1
         return records
 
@@ -798,6 +806,10 @@ class EmbeddedConsumer:
     def position(self, partition: TopicPartition) -> int:
         self._check_assigned(partition)
         return self._positions[partition]
+
+    def jumps(self) -> list[Jump]:
+        found, self._jumps = self._jumps, []
+        return found
 
     def committed(self, partition: TopicPartition) -> Commit | None:
         self._check_open()

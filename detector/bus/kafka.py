@@ -27,6 +27,7 @@ from detector.bus.base import (
     Commit,
     Consumer,
     Headers,
+    Jump,
     Producer,
     Record,
     TopicPartition,
@@ -612,6 +613,7 @@ class KafkaConsumer:
         self._positions: dict[TopicPartition, int] = {}  # those assigned
         self._lost: frozenset[TopicPartition] = frozenset()
         self._member_id: str | None = None  # in the group, when partitions were last given
+        self._jumps: list[Jump] = []
         self._paused: set[TopicPartition] = set()
         self._announced: set[TopicPartition] = set()
         self._next_look_seconds = 0.0
@@ -697,8 +699,14 @@ class KafkaConsumer:
         partitions = [_ours(p) for p in error.args[0] if _ours(p) in self._positions]
         bounds = self._bounds(partitions)
         for partition in partitions:
-            oldest, end = bounds[partition]
-            self._seek(partition, min(max(self._positions[partition], oldest), end))
+            self._go_to(partition, self._positions[partition], bounds[partition])
+
+    def _go_to(self, partition: TopicPartition, offset: int, bounds: tuple[int, int]) -> None:
+        oldest, end = bounds
+        within = min(max(offset, oldest), end)
+        if within != offset:
+            self._jumps.append(Jump(partition, offset, within))
+        self._seek(partition, within)
 
     def _bounds(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
         theirs = [_theirs(p) for p in partitions]
@@ -720,7 +728,7 @@ class KafkaConsumer:
             commit = self.committed(partition)
             oldest, end = bounds[partition]
             first = oldest if self._start == "earliest" else end
-            self._seek(partition, first if commit is None else min(max(commit.offset, oldest), end))
+            self._go_to(partition, first if commit is None else commit.offset, bounds[partition])
         if partitions:
             member_id = self._client.group_metadata().member_id
             if self._member_id not in (None, member_id) and self._positions.keys() - partitions:
@@ -787,6 +795,10 @@ class KafkaConsumer:
             return self._positions[partition]
         # The library's also passes what holds no records for us: marks and remains of transactions.
         return max(self._positions[partition], int(state.position.offset))
+
+    def jumps(self) -> list[Jump]:
+        found, self._jumps = self._jumps, []
+        return found
 
     def committed(self, partition: TopicPartition) -> Commit | None:
         self._check_open()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
+import kafka
 import pytest
 
 from detector.bus import open_bus
 from detector.bus.base import Bus
+from detector.bus.sqlite_file import OFFSET_BITS
 from detector.config import BusSettings, EmbeddedBusSettings, KafkaSettings
 from tests.kafka_broker import broker_module
 
@@ -55,6 +59,27 @@ def bus_factory(bus_settings: BusSettings) -> Iterator[Callable[[], Bus]]:
 @pytest.fixture
 def bus(bus_factory: Callable[[], Bus]) -> Bus:
     return bus_factory()
+
+
+@pytest.fixture
+def drop_before(bus_settings: BusSettings) -> Callable[[str, int], None]:
+    """Drops a topic's records below an offset of partition 0, as retention would."""
+
+    def drop(topic: str, offset: int) -> None:
+        if bus_settings.kind == "kafka":
+            admin = kafka.KafkaAdminClient(bootstrap_servers=bus_settings.kafka.bootstrap_servers)
+            admin.delete_records({kafka.TopicPartition(topic, 0): offset})
+            admin.close()
+            return
+        with closing(sqlite3.connect(bus_settings.embedded.path, timeout=30)) as db, db:
+            (log_id,) = db.execute(
+                "SELECT log_id FROM logs JOIN topics USING(topic_id) WHERE name=? AND partition=0", (topic,)
+            ).fetchone()
+            base = log_id << OFFSET_BITS
+            db.execute("DELETE FROM records WHERE id >= ? AND id < ?", (base, base + offset))
+            db.execute("UPDATE logs SET oldest_offset=? WHERE log_id=?", (offset, log_id))
+
+    return drop
 
 
 @pytest.fixture

@@ -12,12 +12,13 @@ from collections.abc import Callable
 
 import pytest
 
-from detector.bus.base import Bus, Commit, Consumer, Record, TopicPartition, TopicSettings
+from detector.bus.base import Bus, Commit, Consumer, Jump, Record, TopicPartition, TopicSettings
 from detector.config import BusSettings
 from detector.errors import BusError, CommitFenced
 
 DEADLINE_SECONDS = 60.0
 Factory = Callable[[], Bus]
+Drop = Callable[[str, int], None]
 
 READ_UNTIL_KILLED = """
 import pickle
@@ -260,6 +261,40 @@ class BusContract:
         read_nothing(consumer)
         fill(bus, name, [b"8"])
         assert values_of(read(consumer, 1)) == [b"8"]
+
+    def test_what_retention_dropped_unread_is_told_once(self, bus: Bus, name: str, drop_before: Drop) -> None:
+        bus.create_topics({name: TopicSettings(partitions=1)})
+        partition = TopicPartition(name, 0)
+        fill(bus, name, [b"%d" % n for n in range(10)])
+        first = bus.consumer([name], name)
+        read(first, 10)
+        first.commit({partition: Commit(2)})
+        first.seek(partition, 3)
+        drop_before(name, 5)
+        assert values_of(read(first, 5)) == [b"%d" % n for n in range(5, 10)]
+        assert first.jumps() == [Jump(partition, 3, 5)]
+        assert first.jumps() == []
+        first.close()
+        drop_before(name, 8)
+        second = bus.consumer([name], name)
+        assert values_of(read(second, 2)) == [b"8", b"9"]
+        assert second.jumps() == [Jump(partition, 2, 8)]
+
+    def test_a_position_beyond_the_end_of_the_log_is_told_and_reading_goes_on_there(self, bus: Bus, name: str) -> None:
+        bus.create_topics({name: TopicSettings(partitions=1)})
+        partition = TopicPartition(name, 0)
+        fill(bus, name, [b"x"] * 4)
+        first = bus.consumer([name], name)
+        read(first, 4)
+        assert first.jumps() == []
+        first.commit({partition: Commit(50)})
+        first.close()
+        second = bus.consumer([name], name)
+        settle([second], 1)
+        assert second.position(partition) == 4
+        fill(bus, name, [b"next"])
+        assert values_of(read(second, 1)) == [b"next"]
+        assert second.jumps() == [Jump(partition, 50, 4)]
 
     def test_on_assigned_can_look_and_seek(self, bus: Bus, name: str) -> None:
         bus.create_topics({name: TopicSettings(partitions=2)})
