@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import json
 import logging
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,10 +114,58 @@ def settings_of(config_path: Path | None, bus_path: Path | None = None) -> Setti
     return settings.model_copy(update={"bus": settings.bus.model_copy(update={"embedded": embedded})})
 
 
+# Of what TensorFlow's libraries write before they know any log level. The filter is a process of its own, so that what
+# they say on aborting comes through too.
+_STARTUP_FILTER = r"""
+import os, re, sys
+dull = re.compile(
+    rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:\d\d:\S+ +\d+ \S+\.cc:\d+\] "
+    rb"|E\d{4} .*Unable to register cu\w+ factory"
+)
+for line in sys.stdin.buffer:
+    if not dull.match(line):
+        os.write(2, line)
+"""
+_FILTER_END_SECONDS = 2.0
+
+
 def quiet_tensorflow() -> None:
-    """Before TensorFlow's first import: leave out its informational lines, also that oneDNN is on by default."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    """Import TensorFlow without its informational lines, also that oneDNN is on by default; all else is passed on.
+
+    No environment variable reaches what is logged while its libraries are loaded, so standard error goes through a
+    filter for that long. Whoever sets TF_CPP_MIN_LOG_LEVEL to 0 or 1 gets every line.
+    """
+    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    if "tensorflow" in sys.modules or level in ("0", "1"):
+        return
+    # where it is missing, whoever needs it says so
+    with startup_lines_left_out(), contextlib.suppress(ImportError):
+        importlib.import_module("tensorflow")
+
+
+@contextlib.contextmanager
+def startup_lines_left_out() -> Iterator[None]:
+    """While inside, standard error of the whole process loses the lines that TensorFlow starts with."""
+    command = [sys.executable, "-S", "-E", "-c", _STARTUP_FILTER]
+    try:
+        before = os.dup(2)
+        # of a session of its own: Ctrl-C is not for it
+        filtering = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    except OSError:  # no standard error, or no more processes: then with those lines
+        yield
+        return
+    assert filtering.stdin is not None
+    os.dup2(filtering.stdin.fileno(), 2)
+    filtering.stdin.close()
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        # A process started meanwhile may hold its input; then the filter goes on for that one.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            filtering.wait(_FILTER_END_SECONDS)
 
 
 @contextlib.contextmanager
