@@ -1,4 +1,8 @@
-"""python -m trainer compact ...: what makes models. Exit codes: 0 done, 1 failed, 78 configuration or data missing."""
+"""python -m trainer compact ...: what makes models.
+
+Exit codes: 0 done; 1 failed, as where data or a model is missing or can't be used; 2 no such option; 78 options or
+configuration can't be used, or weights have to be fetched first; 130 interrupted.
+"""
 
 from __future__ import annotations
 
