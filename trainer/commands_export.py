@@ -62,7 +62,9 @@ if TYPE_CHECKING:
     help="Share of the data's clips without gunfire that may open an alert: sets the threshold.",
 )
 @click.option(
-    "--open-threshold", type=click.FloatRange(0, 1), help="Open alerts here, whatever the data says. Needs no --data."
+    "--open-threshold",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Open alerts here, whatever the data says. Needs no --data.",
 )
 @labels_option
 @ontology_option

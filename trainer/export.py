@@ -171,12 +171,12 @@ def operation_at(
     *,
     open_threshold: float | None = None,
 ) -> Operation:
-    """The lowest threshold that lets no more than this share of clips without gunfire through (or the one given), and
-    the curve.
+    """The threshold that hears most of what can be heard with no more than this share of clips without gunfire let
+    through (of several the highest), or the one given; and the curve.
 
     False alarms an hour are those of such clips one after the other, each as long as a window.
 
-    Raises DataError where clips are of one kind only, or no score keeps the promise.
+    Raises DataError where clips are of one kind only, no score keeps the promise, or what keeps it hears no gunfire.
     """
     curve = Curve.of(scores, positive)
     if not curve.positives or not curve.negatives:
@@ -202,7 +202,16 @@ def operation_at(
                 "through: the highest score is a false positive. Allow more, or evaluate on more clips."
             )
         open_threshold = _just_below(chosen.threshold)
+        recall, _ = curve.at_threshold(open_threshold)
+        if not recall or not open_threshold:
+            what = "opens an alert on silence" if recall else f"hears none of {curve.positives} gunfire clips"
+            raise DataError(
+                f"The threshold that the data give, {open_threshold:g}, {what}: such a package is of no use. Train "
+                "longer, allow another --false-positive-rate, or set --open-threshold by hand."
+            )
     recall, _ = curve.at_threshold(open_threshold)
+    if not recall:
+        logger.warning("At %g none of %d gunfire clips is heard: the package is deaf.", open_threshold, curve.positives)
     ascending = tuple(rows[threshold] for threshold in sorted(rows))
     return Operation(open_threshold, close_threshold(open_threshold), ascending, float(recall))
 

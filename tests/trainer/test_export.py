@@ -165,13 +165,21 @@ def test_thresholds_without_data_and_against_it(folder: Path, tmp_path: Path) ->
     assert manifest.operating_curve
 
 
-def test_no_threshold_where_there_is_nothing_to_choose_by() -> None:
+def test_no_threshold_where_there_is_nothing_to_choose_by(caplog: pytest.LogCaptureFixture) -> None:
     scores = np.array([0.1, 0.9], np.float32)
     for positive, words in (([True, True], "lacks"), ([False, False], "carries")):
         with pytest.raises(DataError, match=words):
             operation_at(scores, np.array(positive), 0.01, 10)
     with pytest.raises(DataError, match="the highest score is a false positive"):
         operation_at(scores, np.array([True, False]), 0.01, 10)
+    scores = np.array([0.9, 0.5, 0.1, 0.2], np.float32)
+    positive = np.array([False, True, True, False])
+    with pytest.raises(DataError, match="hears none of 2 gunfire clips"):
+        operation_at(np.array([0.9, 0.5, 0.1, 0.6], np.float32), positive, 0.5, 10)
+    assert operation_at(scores, positive, 0.5, 10, open_threshold=0.6).recall == 0
+    assert "deaf" in caplog.text
+    with pytest.raises(DataError, match="opens an alert on silence"):
+        operation_at(np.zeros(4, np.float32), positive, 1.0, 10)
     assert close_threshold(0.0) == 0.0
     assert 0.99 < close_threshold(1.0) <= 1.0
 
@@ -212,6 +220,7 @@ def test_a_packages_own_embedder_and_pca_go_along(folder: Path, tmp_path: Path, 
         (["--window", "0"], "A window of 0 examples", 78),
         (["--name", "Has Spaces"], "name: String should match pattern", 1),
         (["--version", ""], "version: String should match", 1),
+        (["--open-threshold", "0"], "'--open-threshold': 0.0 is not in the range 0<x<=1", 2),
         (["--family", "Bagpipe"], "'Bagpipe' is no class", 1),
         (["--family", "3-4", "--look-alikes", "4"], "in --family and in --look-alikes", 78),
         (["--embedder", "vggvox"], "'vggvox' is not among the shipped ones", 1),
