@@ -69,8 +69,8 @@ class SegmentCheck:
         family: of the family as a whole.
         per_class: classes that segments or first predictions name, in order.
         hit_at_one: share of clips whose first prediction is a label.
-        missed: gunfire by the segments and not by the predictions; worst first.
-        false_alarms: the other way round.
+        lowest_with_gunfire: gunfire by the segments, lowest family score first.
+        highest_without_gunfire: the others whose predictions name the family, highest score first.
         only_predicted, only_listed: ids on one side alone, in the order of the files.
     """
 
@@ -79,8 +79,8 @@ class SegmentCheck:
     family: Agreement
     per_class: tuple[Agreement, ...]
     hit_at_one: float
-    missed: tuple[Disagreement, ...]
-    false_alarms: tuple[Disagreement, ...]
+    lowest_with_gunfire: tuple[Disagreement, ...]
+    highest_without_gunfire: tuple[Disagreement, ...]
     only_predicted: tuple[str, ...]
     only_listed: tuple[str, ...]
 
@@ -128,8 +128,8 @@ def check_segments(
 
     gunfire = [video for video in both if truths[video] & members]
     other = [video for video in both if not truths[video] & members]
-    missed = sorted(gunfire, key=lambda v: (family_score(v), -max(predictions[v].values(), default=0.0), v))
-    alarms = sorted((v for v in other if family_score(v) > 0), key=lambda v: (-family_score(v), v))
+    lowest = sorted(gunfire, key=lambda v: (family_score(v), -max(predictions[v].values(), default=0.0), v))
+    highest = sorted((v for v in other if family_score(v) > 0), key=lambda v: (-family_score(v), v))
     in_family = Agreement(
         Label(-1, "", "family"),
         len(gunfire),
@@ -143,8 +143,8 @@ def check_segments(
         family=in_family,
         per_class=tuple(_agreements(labels, both, truths, firsts, predictions)),
         hit_at_one=sum(firsts[video] in truths[video] for video in both) / len(both),
-        missed=tuple(disagreement(video) for video in missed[:worst]),
-        false_alarms=tuple(disagreement(video) for video in alarms[:worst]),
+        lowest_with_gunfire=tuple(disagreement(video) for video in lowest[:worst]),
+        highest_without_gunfire=tuple(disagreement(video) for video in highest[:worst]),
         only_predicted=tuple(video for video in predictions if video not in listed),
         only_listed=tuple(video for video in listed if video not in predictions),
     )
@@ -179,8 +179,8 @@ def as_dict(check: SegmentCheck) -> dict[str, Any]:
         "hit_at_one": check.hit_at_one,
         "family": _agreement(check.family),
         "per_class": [_agreement(each) for each in check.per_class],
-        "missed": [_disagreement(each) for each in check.missed],
-        "false_alarms": [_disagreement(each) for each in check.false_alarms],
+        "lowest_with_gunfire": [_disagreement(each) for each in check.lowest_with_gunfire],
+        "highest_without_gunfire": [_disagreement(each) for each in check.highest_without_gunfire],
         "only_predicted": {"count": len(check.only_predicted), "ids": list(check.only_predicted[:_NAMED_IDS])},
         "only_listed": {"count": len(check.only_listed), "ids": list(check.only_listed[:_NAMED_IDS])},
     }

@@ -199,8 +199,8 @@ def _print_check(check: SegmentCheck, members: Sequence[int]) -> None:
             "–" if each.agreement_at_one is None else f"{100 * each.agreement_at_one:.1f} %",
         )
     console.print(table)
-    _print_worst(console, "Gunfire by the segments, not by the predictions", check.missed)
-    _print_worst(console, "Gunfire by the predictions, not by the segments", check.false_alarms)
+    _print_worst(console, "Gunfire by the segments: the lowest scores", check.lowest_with_gunfire)
+    _print_worst(console, "No gunfire by the segments: the highest scores", check.highest_without_gunfire)
 
 
 def _print_worst(console: Console, title: str, clips: Sequence[Disagreement]) -> None:

@@ -137,7 +137,7 @@ class GunfireReport:
         points: thresholds, and what they give.
         confused: classes among the false positives at 1 % of them, most frequent first.
         calibration: None where a score is no probability.
-        false_positives, missed: hardest first.
+        highest_without_gunfire, lowest_with_gunfire: hardest first, at whatever threshold.
         curve: of the family score.
         scores, positive, look_alike: ``(N,)`` family score; gunfire by label; a look-alike without gunfire.
     """
@@ -149,8 +149,8 @@ class GunfireReport:
     points: tuple[Point, ...]
     confused: tuple[Confused, ...]
     calibration: Calibration | None
-    false_positives: tuple[HardClip, ...]
-    missed: tuple[HardClip, ...]
+    highest_without_gunfire: tuple[HardClip, ...]
+    lowest_with_gunfire: tuple[HardClip, ...]
     curve: Curve
     scores: Float32Array
     positive: BoolArray
@@ -359,8 +359,12 @@ def _gunfire(
         points=points,
         confused=tuple(_confused(classes, scores, positive, positives_of, curve)),
         calibration=calibration(scores, positive) if probabilities else None,
-        false_positives=tuple(_hard(clips, classes, scored, scores, hardest[~positive[hardest]][:HARDEST_CLIPS])),
-        missed=tuple(_hard(clips, classes, scored, scores, hardest[positive[hardest]][::-1][:HARDEST_CLIPS])),
+        highest_without_gunfire=tuple(
+            _hard(clips, classes, scored, scores, hardest[~positive[hardest]][:HARDEST_CLIPS])
+        ),
+        lowest_with_gunfire=tuple(
+            _hard(clips, classes, scored, scores, hardest[positive[hardest]][::-1][:HARDEST_CLIPS])
+        ),
         curve=curve,
         scores=scores,
         positive=positive,

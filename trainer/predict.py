@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -173,6 +174,8 @@ def _pairs(text: str, labels: LabelSet) -> list[tuple[int, float]]:
     for label, score in parts:
         try:
             confidence = float(score)
+            if not math.isfinite(confidence):
+                raise ValueError
         except ValueError:
             raise ValueError(f"{score!r} is no confidence.") from None
         pairs.append((labels.index(int(label) if by_index else label), confidence))

@@ -94,8 +94,8 @@ def _gunfire(evaluation: Evaluation) -> dict[str, Any]:
             {**_label(each.label), "above": each.above, "clips": each.clips} for each in g.confused
         ],
         "calibration": None,
-        "hardest_false_positives": [_hard(clip) for clip in g.false_positives],
-        "missed": [_hard(clip) for clip in g.missed],
+        "highest_without_gunfire": [_hard(clip) for clip in g.highest_without_gunfire],
+        "lowest_with_gunfire": [_hard(clip) for clip in g.lowest_with_gunfire],
     }
     if not positives or positives == clips:
         found["reason"] = "no clip is labelled with gunfire" if not positives else "every clip is labelled with gunfire"
@@ -253,7 +253,10 @@ def print_text(evaluation: Evaluation, file: IO[str]) -> None:
     if g.calibration is not None:
         c = g.calibration
         console.print(f"Calibration: expected error {number(c.expected_error, 4)}, Brier score {number(c.brier, 4)}.")
-    for title, clips in (("Hardest false positives", g.false_positives), ("Missed", g.missed)):
+    for title, clips in (
+        ("Highest-scored without gunfire", g.highest_without_gunfire),
+        ("Lowest-scored gunfire", g.lowest_with_gunfire),
+    ):
         if clips:
             console.print(_clips_table(title, clips[:_CLIPS_IN_TEXT]))
     ranked = sorted((f for f in e.per_class if f.positives), key=lambda f: -f.ap)

@@ -37,8 +37,8 @@ def as_html(evaluation: Evaluation) -> str:
         plots=plots(e),
         rows=[_row(figures, e) for figures in sorted(e.per_class, key=_by_ap)],
         family_rows=[_row(g.family, e), *(_row(figures, e) for figures in g.members)],
-        false_positives=[_clip(clip) for clip in g.false_positives],
-        missed=[_clip(clip) for clip in g.missed],
+        false_positives=[_clip(clip) for clip in g.highest_without_gunfire],
+        missed=[_clip(clip) for clip in g.lowest_with_gunfire],
         confused=g.confused[:12],
         notes=_notes(e),
     )

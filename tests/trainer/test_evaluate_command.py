@@ -141,12 +141,12 @@ def test_the_gunfire_report_follows_from_the_highest_score_of_the_family(
     assert report["calibration"]["expected_error"] == pytest.approx(expected.expected_error, rel=1e-6)
     assert report["calibration"]["brier"] == pytest.approx(float(((family - gunfire) ** 2).mean()), rel=1e-5)
     assert sum(entry["clips"] for entry in report["calibration"]["bins"]) == 60
-    hardest = report["hardest_false_positives"][0]
+    hardest = report["highest_without_gunfire"][0]
     worst = int(np.flatnonzero(~gunfire)[family[~gunfire].argmax()])
     assert hardest["video_id"] == clips.video_id(worst)
     assert hardest["family_score"] == pytest.approx(family[worst], rel=1e-6)
     missed = int(np.flatnonzero(gunfire)[family[gunfire].argmin()])
-    assert report["missed"][0]["video_id"] == clips.video_id(missed)
+    assert report["lowest_with_gunfire"][0]["video_id"] == clips.video_id(missed)
 
 
 def test_the_starter_codes_figures_are_beside_them(

@@ -133,6 +133,8 @@ def test_what_is_written_is_read_again(
         ("VideoId,LabelConfidencePairs\n", "holds no prediction"),
         ("VideoId,LabelConfidencePairs\nx,1 0.5 2\n", "line 2: 3 values are no pairs"),
         ("VideoId,LabelConfidencePairs\nx,1 high\n", "line 2: 'high' is no confidence"),
+        ("VideoId,LabelConfidencePairs\nx,1 nan\n", "line 2: 'nan' is no confidence"),
+        ("VideoId,LabelConfidencePairs\nx,1 0.5 2 inf\n", "line 2: 'inf' is no confidence"),
         ("VideoId,LabelConfidencePairs\nx,99 0.5\n", "line 2: There is no class 99"),
         ("VideoId,LabelConfidencePairs\nx,Barking 0.5\n", "line 2: 'Barking' is no class"),
         ("VideoId,LabelConfidencePairs\nx\n", "line 2: an id and pairs are expected, found 1"),
@@ -178,10 +180,10 @@ def test_agreement_is_counted_per_label_and_family_and_disagreements_are_ranked(
     assert (by_name["Speech"].first, by_name["Speech"].first_right) == (3, 2)
     assert "Theremin" not in by_name
     assert check.hit_at_one == pytest.approx(4 / 6)  # heard, missed, weak, quiet
-    assert [each.video_id for each in check.missed] == ["missed", "second", "heard"]
-    assert check.missed[0].score == 0
-    assert [(each.video_id, each.score) for each in check.false_alarms] == [("alarm", 0.7), ("weak", 0.1)]
-    assert check.false_alarms[0].labels == ("Fireworks",)
+    assert [each.video_id for each in check.lowest_with_gunfire] == ["missed", "second", "heard"]
+    assert check.lowest_with_gunfire[0].score == 0
+    assert [(each.video_id, each.score) for each in check.highest_without_gunfire] == [("alarm", 0.7), ("weak", 0.1)]
+    assert check.highest_without_gunfire[0].labels == ("Fireworks",)
 
 
 def test_the_command_compares_with_a_list_as_audioset_publishes_it(folder: Path, tmp_path: Path) -> None:
@@ -207,6 +209,7 @@ def test_the_command_compares_with_a_list_as_audioset_publishes_it(folder: Path,
     text = run(*arguments, "--labels", folder / "labels.csv", "--ontology", folder / "ontology.json")
     assert text.exit_code == 0
     assert "29 clips compared" in text.stdout
+    assert "Gunfire by the segments: the lowest scores" in text.stdout  # all are found: none is missed
     assert "1 ids are in the segments only: elsewhere." in text.stdout
     assert "give --labels" in run(*arguments).stderr
     (tmp_path / "segments.csv").write_text('elsewhere, 0.000, 10.000, "/m/001"\n')
