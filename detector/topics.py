@@ -28,6 +28,9 @@ _LETTER_BYTES = 16_384  # what a dead letter adds to the record it holds, at mos
 _MIN_SEGMENT_SECONDS, _MAX_SEGMENT_SECONDS = 600.0, 604_800.0
 _SEGMENTS = 8  # a topic's age limit is held to within one part in so many
 _SAME_MARGIN = 0.001
+_CLOCK_MS = (
+    2**63 - 1
+)  # how far a producer's clock may be ahead: without a limit, as wrong clocks must silence no sensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ def topic_settings(topics: TopicsSettings) -> dict[str, TopicSettings]:
             "cleanup.policy": "delete",  # compaction would keep one chunk, one alert of each stream
             "max.message.bytes": str(max_message_bytes),
             "message.timestamp.type": "CreateTime",
+            "message.timestamp.after.max.ms": str(_CLOCK_MS),
             "segment.ms": str(int(segment_seconds * 1000)),
         }
         if topics.min_insync_replicas is not None:
@@ -212,6 +216,15 @@ def _check_configs(
             name,
             f"message.timestamp.type is {configs['message.timestamp.type']}: looking for audio by its time, and the "
             "lag shown, go by the brokers' clocks and the time of arrival.",
+            mend,
+        )
+    ahead_ms = int(configs.get("message.timestamp.after.max.ms", 2**63 - 1))
+    if ahead_ms < _CLOCK_MS:
+        yield Finding(
+            "warning",
+            name,
+            f"message.timestamp.after.max.ms is {ahead_ms}: who sends with a clock further ahead than "
+            f"{ahead_ms / 1000:g} s is refused.",
             mend,
         )
     if configs.get("unclean.leader.election.enable") == "true":

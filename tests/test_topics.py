@@ -111,6 +111,7 @@ def test_partitions_and_copies(
         (ALERTS, "retention.ms", "60000", "warning", "kept 60 s (retention.ms), not the 604800 s"),
         (CHUNKS, "retention.bytes", "1000000", "error", "holds 29 s of one stream"),
         (CHUNKS, "retention.bytes", "100000000", "warning", "holds 2930 s of one stream"),
+        (CHUNKS, "message.timestamp.after.max.ms", "3600000", "warning", "a clock further ahead than 3600 s"),
         (CHUNKS, "message.timestamp.type", "LogAppendTime", "warning", "time of arrival"),
         (ALERTS, "unclean.leader.election.enable", "true", "warning", "what it lacks is lost"),
     ],
@@ -156,6 +157,7 @@ def test_how_topics_are_made() -> None:
         "cleanup.policy": "delete",
         "max.message.bytes": "2000000",
         "message.timestamp.type": "CreateTime",
+        "message.timestamp.after.max.ms": "9223372036854775807",
         "segment.ms": "600000",  # audio goes within 10 minutes of its time
         "min.insync.replicas": "2",
     }

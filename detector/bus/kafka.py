@@ -94,6 +94,11 @@ def _translated(error: BaseException, doing: str, needs: str = "") -> BusError |
         return BusDamaged(f"While {doing}: what Kafka sent can't be read ({detail}). Check the brokers' disks.")
     if isinstance(error, errors.MessageSizeTooLargeError):
         return BusError(f"While {doing}: a record is larger than the broker takes ({detail}). Raise max.message.bytes.")
+    if isinstance(error, errors.InvalidTimestampError):
+        return BusError(
+            f"While {doing}: the brokers refuse the record's time ({detail}). Check this machine's clock: a topic "
+            "takes records only so far ahead of the brokers' clocks as its message.timestamp.after.max.ms says."
+        )
     return BusUnavailable(
         f"While {doing}, Kafka did not do its part ({detail}). Check that the brokers of "
         "bus.kafka.bootstrap_servers run and can be reached; trying again may help."
@@ -434,6 +439,11 @@ class KafkaProducer:
             if isinstance(refusal, (BusUnavailable, CommitFenced)):  # fenced: only by a broker that forgot this client
                 self._broken = self._broken or BusUnavailable(str(refusal))
                 return
+            if isinstance(error, errors.InvalidTimestampError):
+                # The library ends its client for it: whatever else that had to send fails with the same error.
+                if self._broken is not None:
+                    return
+                self._broken = BusUnavailable(str(refusal))
             self._refused = self._refused or refusal
         self._stored(number)
 

@@ -1,5 +1,7 @@
 """What the Kafka bus does where its library gives up: records refused, transactions of unknown outcome."""
 
+import time
+
 import kafka
 import pytest
 from kafka import errors
@@ -11,7 +13,7 @@ from detector.bus.kafka import KafkaBus
 from detector.config import KafkaSettings, load_settings
 from detector.daemon import Session
 from detector.deadletters import CUT_FROM_BYTES
-from detector.errors import BusUnavailable, CommitFenced
+from detector.errors import BusError, BusUnavailable, CommitFenced
 from detector.metrics import Metrics
 from detector.topics import topic_settings
 from tests.bus.contract import read, settle, until, values_of
@@ -178,6 +180,23 @@ def test_a_record_that_was_small_only_while_compressed_stops_no_detector(bus, ka
     successor = bus.consumer([name], name)
     settle([successor], 1)
     assert successor.committed(TopicPartition(name, 0)).offset == 2
+
+
+def test_a_time_that_brokers_refuse_names_the_clock_and_blocks_nothing(bus, name):
+    limited = TopicSettings(partitions=1, configs=(("message.timestamp.after.max.ms", "3600000"),))
+    bus.create_topics({name: limited, f"{name}.any": topic_settings(load_settings(None, {}).topics)["audio.chunks"]})
+    producer = bus.producer()
+    tomorrow_ms = (time.time_ns() // 1_000_000) + 86_400_000
+    producer.send(name, b"k", b"ahead", timestamp_ms=tomorrow_ms)
+    with pytest.raises(BusError, match="Check this machine's clock") as told:
+        producer.flush()
+    assert not isinstance(told.value, BusUnavailable)
+    producer.send(name, b"k", b"next")
+    producer.flush()
+    assert values_of(read(bus.consumer([name], None), 1)) == [b"next"]
+    producer.send(f"{name}.any", b"k", b"ahead", timestamp_ms=tomorrow_ms)  # topics as the detector makes them
+    producer.flush()
+    assert values_of(read(bus.consumer([f"{name}.any"], None), 1)) == [b"ahead"]
 
 
 def test_what_is_used_of_the_librarys_inside_is_still_there(bus, name):
