@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,6 +111,7 @@ def evaluate_command(
         raise ConfigError(
             "--run_once=False is not to be had: this evaluates once. `trainer train` evaluates as it goes."
         )
+    check_outputs(*outputs, by_clip)
     quiet_tensorflow()
     from trainer.evaluate import evaluate, unscored_clips
 
@@ -213,10 +215,20 @@ def _write(path: Path, chosen: str, evaluation: Evaluation) -> None:
 def _to_file(path: Path, content: str) -> None:
     from trainer.run import write_whole
 
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"{path} can't be written: there is no folder {path.absolute().parent}.")
     write_whole(path, content.encode())
     click.echo(f"{path} is written.", err=True)
+
+
+def check_outputs(*paths: Path | None) -> None:
+    """ConfigError where one can't be written to, before anything takes time; ``-`` and None are fine."""
+    for path in paths:
+        if path is None or str(path) == "-":
+            continue
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise ConfigError(f"{path} can't be written: there is no folder {folder}.")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ConfigError(f"{path} can't be written: folder {folder} may not be written to.")
 
 
 @contextmanager

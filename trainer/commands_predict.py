@@ -13,6 +13,7 @@ import click
 from detector.cli import quiet_tensorflow
 from detector.errors import ConfigError, DataError
 from trainer.commands_evaluate import (
+    check_outputs,
     damage_option,
     feature_names_option,
     feature_sizes_option,
@@ -71,6 +72,7 @@ def predict_command(
 
     Own recordings become records with `trainer embed` first.
     """
+    check_outputs(output)
     quiet_tensorflow()
     from detector.model import configure_tensorflow
     from trainer.classes import labels_of

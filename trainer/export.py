@@ -290,7 +290,7 @@ def export(
     can't be loaded or written.
     """
     check_fit(trained, classes, window_examples)
-    _check_folder(folder, overwrite)
+    check_folder(folder, overwrite)
     draft = _draft(trained, text, classes, embedder, operation, window_examples, evaluation)
     fetched = embedder.weights is None
     if fetched:
@@ -322,7 +322,8 @@ def export(
     return manifest
 
 
-def _check_folder(folder: Path, overwrite: bool) -> None:
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """ConfigError where a package can't go there: a file, another package without ``overwrite``, anything else."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder for the package.")
     holds = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

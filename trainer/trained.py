@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +18,20 @@ from typing import Any, Literal
 import numpy as np
 
 from detector.classifiers import Classifier, weights
-from detector.errors import ConfigError, DataError, ModelError
+from detector.errors import ConfigError, ModelError
 from detector.model import MANIFEST_NAME, Manifest, load_classifier, shipped_models
 from trainer.labels import LabelSet
-from trainer.records import FRAME_KEYS, VIDEO_KEYS, ClipSet, FeatureSpec, find_files, read_clips
+from trainer.records import (
+    FRAME_KEYS,
+    VIDEO_KEYS,
+    ClipSet,
+    Damage,
+    FeatureSpec,
+    Level,
+    find_files,
+    read_clips,
+    read_records,
+)
 from trainer.run import RUN_NAME, Run, Which
 from trainer.starter_checkpoint import FLAGS_NAME, is_starter_folder, load_starter_model
 
@@ -231,7 +242,7 @@ def read_data(
         )
     files = find_files(pattern)
     if trained.classifier.video_level:
-        spec = _level_that_fits(files[0], spec, trained.classes, labels)
+        spec = replace(spec, level=_level_of(files) or spec.level)
     return read_clips(
         files,
         classes=trained.classes,
@@ -254,13 +265,22 @@ def _features_of(trained: Trained, names: str | None, sizes: str | None) -> Feat
     return FeatureSpec(given, numbers, spec.level, spec.max_frames)
 
 
-def _level_that_fits(file: Path, spec: FeatureSpec, classes: int, labels: LabelSet) -> FeatureSpec:
-    """The level of the first file's records; as it was where they fit neither, so that reading says why."""
-    other: FeatureSpec = replace(spec, level="video" if spec.level == "frame" else "frame")
-    for candidate in (spec, other):
-        try:
-            read_clips([file], classes=classes, spec=candidate, labels=labels)
-        except DataError:
-            continue
-        return candidate
-    return spec
+def _level_of(files: Sequence[Path]) -> Level | None:
+    """Of the first record that can be read, which tells by its form alone; None where there is none.
+
+    What is damaged is told of when all is read.
+    """
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    for path in files:
+        with suppress(OSError), path.open("rb") as stream:
+            for item in read_records(stream, path):
+                if isinstance(item, Damage):
+                    continue
+                try:
+                    parsed = tf.train.SequenceExample.FromString(item[1])
+                except DecodeError:
+                    continue
+                return "frame" if parsed.feature_lists.feature_list else "video"
+    return None

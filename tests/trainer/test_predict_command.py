@@ -85,6 +85,9 @@ def test_a_failed_prediction_leaves_nothing(folder: Path, tmp_path: Path) -> Non
     assert "matches no file" in found.stderr
     absent = run("predict", "--model", folder / "run", "--data", folder, "--output", tmp_path / "no" / "p.csv")
     assert "can't be written" in absent.stderr
+    for command, option in (("evaluate", "--output"), ("evaluate", "--by-clip"), ("predict", "--output")):
+        early = run(command, "--model", tmp_path / "none", "--data", folder, option, tmp_path / "no" / "p.csv")
+        assert "there is no folder" in early.stderr  # said before the model is missed
     assert list(tmp_path.iterdir()) == []
 
 

@@ -109,6 +109,15 @@ def test_a_list_of_other_classes_is_refused(tmp_path: Path) -> None:
         labels_of(run, path)
 
 
+def test_a_damaged_first_file_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = open_trained(make_run(tmp_path / "run", "logistic").folder)
+    whole = write_records(tmp_path / "b.tfrecord", 4).read_bytes()
+    (tmp_path / "a.tfrecord").write_bytes(whole[:-5])
+    clips = read_data(run, str(tmp_path), LABELS)
+    assert len(clips) == 7
+    assert len([record for record in caplog.records if "Skipped" in record.message]) == 1
+
+
 def test_data_is_read_in_the_form_the_model_takes(tmp_path: Path) -> None:
     frames = write_records(tmp_path / "frames.tfrecord", 5)
     with RecordWriter(tmp_path / "video.tfrecord") as writer:
