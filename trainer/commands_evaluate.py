@@ -6,10 +6,10 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -42,6 +42,46 @@ which_option = click.option(
 damage_option = click.option(
     "--stop-on-damage", is_flag=True, help="Stop at the first damaged record instead of counting it."
 )
+
+_LEVEL = "Records and model say by themselves whether they are frame-level."
+_WITHOUT_EFFECT = {
+    "frame_features": _LEVEL,
+    "noframe_features": _LEVEL,
+    "num_readers": "Records are read once, by as many threads as help.",
+}
+_REFUSED = {
+    "segment_labels": "Clips are labelled as wholes.",
+    "norun_once": "This evaluates once; `trainer train` evaluates as it goes.",
+    "input_model_tgz": "Unpack it and give its folder as --train_dir.",
+    "untar_model_dir": "Unpack the model and give its folder as --train_dir.",
+    "checkpoint_file": "Give the checkpoint as --model, such as DIR/model.ckpt-1000.",
+    "segment_label_ids_file": "Clips are scored as wholes.",
+    "segment_max_pred": "Clips are scored as wholes.",
+}
+
+
+def starter_flags(*names: str) -> Callable[[Any], Any]:
+    """Flags of the starter code's scripts that change nothing here (said so), or can't be had (refused, with what to
+    do instead); hidden.
+    """
+
+    def told(_context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+        name = str(parameter.name)
+        if not value:
+            return
+        if name in _REFUSED:
+            raise ConfigError(f"--{name} has no meaning here. {_REFUSED[name]}")
+        click.echo(f"--{name} has no effect: {_WITHOUT_EFFECT[name]}", err=True)
+
+    def decorate(function: Any) -> Any:
+        for name in names:
+            flag = click.option(
+                f"--{name}", name, hidden=True, is_flag=False, flag_value="true", callback=told, expose_value=False
+            )
+            function = flag(function)
+        return function
+
+    return decorate
 
 
 @click.command("evaluate")
@@ -83,6 +123,7 @@ damage_option = click.option(
 @feature_sizes_option
 @which_option
 @damage_option
+@starter_flags("frame_features", "noframe_features", "num_readers", "segment_labels", "norun_once")
 @click.option("--run_once", type=bool, is_flag=False, flag_value="true", hidden=True)
 def evaluate_command(
     model_name: str,

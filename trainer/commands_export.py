@@ -112,12 +112,13 @@ def export_command(
     quiet_tensorflow()
     from detector.model import configure_tensorflow
     from trainer.classes import classes_of
-    from trainer.export import PackageText, check_fit, check_folder, embedder_parts, export
+    from trainer.export import PackageText, check_fit, check_folder, check_name, embedder_parts, export
     from trainer.trained import open_trained, read_data
 
     configure_tensorflow()
     trained = open_trained(model_name, "latest" if which == "latest" else "best")
     check_folder(output, overwrite)
+    check_name(name, version)
     classes = classes_of(trained, labels_path, ontology_path, family, look_alikes)
     check_fit(trained, classes, window_examples)
     parts = embedder_parts(embedder, pca_params)

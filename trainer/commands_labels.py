@@ -13,6 +13,9 @@ from trainer.labels import GUNFIRE, LOOK_ALIKES, LabelSet, Ontology
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
+list_option = click.option(
+    "--labels", "labels_path", type=_FILE, help="class_labels_indices.csv: names and MIDs of the classes."
+)
 labels_option = click.option(
     "--labels",
     "labels_path",
@@ -34,7 +37,7 @@ look_alikes_option = click.option(
 @click.command("ontology")
 @click.argument("names", nargs=-1)
 @click.option("--ontology", "ontology_path", type=_FILE, required=True, envvar="ONTOLOGY", help="ontology.json.")
-@labels_option
+@list_option
 @click.option("--tree/--list", default=True, show_default=True, help="As a tree, or one class a line.")
 @click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--depth", type=click.IntRange(0), default=None, help="Levels below each name. Default: all.")

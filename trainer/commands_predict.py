@@ -18,9 +18,10 @@ from trainer.commands_evaluate import (
     feature_names_option,
     feature_sizes_option,
     progress_bar,
+    starter_flags,
     which_option,
 )
-from trainer.commands_labels import family_option, labels_option, ontology_option
+from trainer.commands_labels import family_option, labels_option, list_option, ontology_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +56,16 @@ _CLASSES_IN_TEXT = 12
 @feature_sizes_option
 @which_option
 @damage_option
+@starter_flags(
+    "frame_features",
+    "noframe_features",
+    "num_readers",
+    "input_model_tgz",
+    "untar_model_dir",
+    "checkpoint_file",
+    "segment_label_ids_file",
+    "segment_max_pred",
+)
 def predict_command(
     model_name: str,
     pattern: str,
@@ -126,7 +137,7 @@ def predict_command(
     required=True,
     help="AudioSet's list, such as eval_segments.csv.",
 )
-@labels_option
+@list_option
 @ontology_option
 @family_option
 @click.option("--worst", type=click.IntRange(0), default=20, show_default=True, help="Disagreements of each kind.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter, ValidationError
 
 from detector.checkpoint import read_safetensors
 from detector.classifiers import weights
@@ -26,7 +28,7 @@ from detector.embedders.params import EMBEDDING_SIZE, FRONT_END
 from detector.embedders.postprocess import read_pca
 from detector.errors import ConfigError, DataError, ModelError
 from detector.fetch import PCA_NAME, WEIGHTS_NAME
-from detector.model import MANIFEST_NAME, Manifest, load_classifier, write_package
+from detector.model import MANIFEST_NAME, Manifest, Name, load_classifier, write_package
 from detector.store import check_sha256, sha256_of_file
 from trainer.classes import Classes
 from trainer.evaluate import Evaluation
@@ -320,6 +322,18 @@ def export(
     except OSError as error:
         raise ModelError(f"Package {folder} can't be written: {error.strerror or error}.") from error
     return manifest
+
+
+def check_name(name: str, version: str) -> None:
+    """ConfigError where a package can't be called so."""
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError:
+        raise ConfigError(
+            f"--name {name!r} can't be: small letters, digits, '.', '_' and '-', 64 at most, a letter or digit first."
+        ) from None
+    if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,63}", version):
+        raise ConfigError(f"--version {version!r} can't be: letters, digits, '.', '+' and '-', 64 at most.")
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:

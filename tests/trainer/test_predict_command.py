@@ -65,6 +65,19 @@ def test_the_csv_holds_each_clips_best_classes(folder: Path, tmp_path: Path) -> 
         np.testing.assert_allclose([float(score) for score in tokens[1::2]], np.sort(row)[::-1][:3], rtol=1e-5)
 
 
+def test_flags_of_the_starter_code_are_taken_or_refused_with_what_to_do(folder: Path) -> None:
+    given = (f"--train_dir={folder / 'run'}", f"--input_data_pattern={folder}/*.tfrecord", "--output_file=-")
+    found = run("predict", "--frame_features", "--num_readers=8", "--input_model_tgz=", *given)
+    assert found.exit_code == 0, found.output
+    assert found.stderr.count("--frame_features has no effect") == found.stderr.count("--num_readers has no") == 1
+    refused = run("predict", "--input_model_tgz=model.tgz", *given)
+    assert refused.exit_code == 78
+    assert "Unpack it and give its folder as --train_dir" in refused.stderr
+    measured = (f"--train_dir={folder / 'run'}", f"--eval_data_pattern={folder}/*.tfrecord")
+    assert run("evaluate", *measured, "--noframe_features", "--run_once").exit_code == 0
+    assert "evaluates once" in run("evaluate", *measured, "--norun_once").stderr
+
+
 def test_names_and_standard_output(folder: Path) -> None:
     found = run("predict", "--model", folder / "run", "--data", folder, "--output", "-", "--top-k", 2, "--label-names")
     assert found.exit_code == 0, found.output
