@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,13 @@ def ontology_command(
     """
     ontology = Ontology.read(ontology_path)
     labels = LabelSet.read(labels_path) if labels_path is not None else None
-    roots = [ontology.node(name) for name in names] if names else list(ontology.roots)
+    wanted, left_out = _wanted(names, ontology)
+    roots = [ontology.node(name) for name in wanted] if wanted else list(ontology.roots)
     entries = [
         _entry(level, node.mid, ontology, labels)
         for root in roots
         for level, node in ontology.walk(root.mid)
-        if depth is None or level <= depth
+        if (depth is None or level <= depth) and node.mid not in left_out
     ]
     if not tree:
         entries = list({entry["mid"]: entry for entry in entries}.values())
@@ -69,6 +71,19 @@ def ontology_command(
         click.echo(json.dumps(entries, indent=1, ensure_ascii=False))
         return
     _print_entries(entries, tree)
+
+
+def _wanted(names: Sequence[str], ontology: Ontology) -> tuple[list[str], set[str]]:
+    """Families to show, and MIDs of all that a minus leaves out (``Gunshot, gunfire, -Cap gun``)."""
+    wanted: list[str] = []
+    left_out: set[str] = set()
+    for name in names:
+        first, *minus = re.split(r",\s*-", name)
+        if first:
+            wanted.append(first)
+        for each in minus:
+            left_out.update(node.mid for node in ontology.family(each.strip()))
+    return wanted, left_out
 
 
 def _entry(level: int, mid: str, ontology: Ontology, labels: LabelSet | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,6 +16,7 @@ from detector.classifiers import Classifier
 from detector.errors import ConfigError, DataError
 from trainer.labels import LabelSet
 from trainer.records import ClipSet, video_matrix_in_graph
+from trainer.run import put_in_place
 
 HEADER = ("VideoId", "LabelConfidencePairs")
 DEFAULT_TOP_K = 20
@@ -95,16 +97,20 @@ def write_predictions(
     """
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}; 1 or more is needed.")
-    partial = path.with_name(path.name + ".part")
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            count = write_rows(file, batches, top_k=top_k, names=names)
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"Predictions can't be written to {path}: {error.strerror or error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return count
+    counts: list[int] = []
+
+    def write(partial: Path) -> None:
+        try:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                counts.append(write_rows(file, batches, top_k=top_k, names=names))
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+    put_in_place(path, write)
+    return counts[0]
 
 
 def write_rows(

@@ -253,6 +253,8 @@ def test_families_are_shown_by_name_and_mid(folder: Path) -> None:
     listed = run("ontology", "Bangs", "Machine gun", "--list", "--ontology", folder / "ontology.json")
     assert listed.stdout.count("Machine gun") == 1
     assert len(run("ontology", "--depth", "0", *given).stdout.splitlines()) == 5  # the roots
+    without = run("ontology", "Bangs, -Gunshot, gunfire", *given, "--list").stdout
+    assert [line.split()[0] for line in without.splitlines()] == ["Bangs", "Fireworks"]
     unknown = run("ontology", "Gunshots", *given)
     assert unknown.exit_code == 1
     assert "Nearest: Gunshot, gunfire" in unknown.stderr
