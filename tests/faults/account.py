@@ -108,6 +108,7 @@ class Load:
         tail = np.arange(4000)
         self._shot = rng.normal(0, 1, len(tail)) * 12_000 * np.exp(-tail / 500)
         self.made = 0  # chunks handed to the publisher
+        self.made_of: Counter[str] = Counter()  # by stream
         self.streams = streams
         self.report: Report | None = None
         self._stop = threading.Event()
@@ -129,6 +130,10 @@ class Load:
             pcm[at : at + len(self._shot)] += self._shot * rng.uniform(0.6, 1.4)
         return np.clip(pcm, -32768, 32767).astype(np.int16)
 
+    @staticmethod
+    def stream_id(stream: int) -> str:
+        return f"sensor-{stream:02}"
+
     def start(self) -> Load:
         self._thread.start()
         return self
@@ -145,7 +150,7 @@ class Load:
         self._thread.join()
 
     def _run(self) -> None:
-        opened = [self._publisher.stream(f"sensor-{i:02}") for i in range(self.streams)]
+        opened = [self._publisher.stream(self.stream_id(i)) for i in range(self.streams)]
         began, seq = time.monotonic(), 0
         junk = _Junk(self._settings)
         while not self._stop.is_set() and (self._chunks is None or self.made < self._chunks):
@@ -153,6 +158,7 @@ class Load:
                 at_ns = START_NS + round(seq * CHUNK_SECONDS * 1e9)
                 stream.write(Block(self.pcm(i, seq), at_ns, starts_session=False))
                 self.made += 1
+                self.made_of[self.stream_id(i)] += 1
                 if self._junk_every and self.made % self._junk_every == 0:
                     junk.send(self.made)
                 self._stop.wait(max(0.0, began + self.made / self._rate - time.monotonic()))
@@ -196,6 +202,7 @@ class Detector:
         if member is not None and trial.settings.bus.kind == "kafka":
             extra["DETECTOR__BUS__KAFKA__GROUP_INSTANCE_ID"] = member
         self.spawned_seconds = time.monotonic()
+        self.last_metrics: dict[str, float] = {}  # just before it was stopped in order
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.crest_daemon", "run"],
@@ -252,7 +259,8 @@ class Detector:
 class Balance:
     """The account of one trial. ``problems`` is empty where it balances.
 
-    ``doubled``: alert events published again with equal id and content. ``skipped``: chunks the overload rule left out.
+    ``doubled``: alert events published again with equal id and content; ``letters_doubled``: dead letters on a record
+    that had one. ``skipped``: records the overload rule left out.
     """
 
     produced: int
@@ -262,6 +270,7 @@ class Balance:
     alerts: int
     lost: int
     doubled: int
+    letters_doubled: int
     problems: tuple[str, ...]
 
 
@@ -287,6 +296,8 @@ class Trial:
         }
         self.settings = load_settings(None, self.environ)
         self.delivery = delivery
+        # A client that lost its broker may store again what it had not heard of; any other never does.
+        self.may_resend = False
         self._detectors: list[Detector] = []
         self._loads: list[Load] = []
 
@@ -316,6 +327,7 @@ class Trial:
         """In order, as an operator would; AssertionError where one does not end well."""
         for detector in self._detectors:
             if detector.process.poll() is None:
+                detector.last_metrics = detector.metrics()
                 code = detector.stop()
                 assert code == 0, f"a detector ended with exit code {code}; see {detector.log_file}"
 
@@ -372,70 +384,110 @@ class Trial:
                 assert time.monotonic() < deadline, f"{topic} could not be read to its end"
             return found
 
-    def balance(self, report: Report | None = None) -> Balance:
+    def balance(self, load: Load | None = None) -> Balance:
         """Compare what was published with what one unbroken pipeline makes of the same log."""
         chunk_records = self.records(self.settings.topics.chunks)
         by_partition: dict[TopicPartition, list[Record]] = {}
         for record in chunk_records:
             by_partition.setdefault(record.topic_partition, []).append(record)
-        expected: Counter[str] = Counter()
-        told: dict[str, alerts.Alert] = {}
-        rejected: set[tuple[int, int]] = set()
-        analysed = duplicates = 0
+        reference = Reference()
         for records in by_partition.values():
-            found, bad, pipeline = _reference(records)
-            rejected |= bad
-            analysed += pipeline.account.analysed
-            duplicates += pipeline.account.duplicates
-            for one in found:
-                expected[one.event_id] += 1
-                told[one.event_id] = one
-        problems: list[str] = []
-        published = [
-            _timeless(alerts.decode(r.key, r.value, r.headers)) for r in self.records(self.settings.topics.alerts)
-        ]
-        counts = Counter(a.event_id for a in published)
-        lost = sorted(expected.keys() - counts.keys())
-        foreign = sorted(counts.keys() - expected.keys())
-        doubled = sum(counts.values()) - len(counts)
-        differing = sorted({a.event_id for a in published if a.event_id in told and a != told[a.event_id]})
-        if lost:
-            problems.append(f"{len(lost)} alert events lost, {_some(lost)}")
-        if foreign:
-            problems.append(f"{len(foreign)} alert events that should not be, {_some(foreign)}")
-        if differing:
-            problems.append(f"{len(differing)} alert events with other content, {_some(differing)}")
-        if doubled and self.delivery == "exactly_once":
-            problems.append(f"{doubled} alert events published twice under exactly_once")
-        letters = Counter(
-            (int(dict(r.headers)["deadletter_partition"]), int(dict(r.headers)["deadletter_offset"]))
-            for r in self.records(self.settings.topics.deadletter)
+            reference.read(records)
+        problems = self.told_problems(reference) + self._counted_problems(reference, len(chunk_records))
+        if load is not None:
+            problems += _missing(chunk_records, load)
+        if not reference.events:
+            problems.append("the load had no alert: nothing was tried")
+        return self.balance_of(reference, produced=len(chunk_records), skipped=0, problems=problems)
+
+    def balance_of(self, reference: Reference, *, produced: int, skipped: int, problems: Sequence[str]) -> Balance:
+        counts = self._published()
+        letters = self._letters()
+        return Balance(
+            produced=produced,
+            analysed=reference.analysed,
+            rejected=len(letters),
+            skipped=skipped,
+            alerts=len(reference.events),
+            lost=len(reference.events.keys() - counts.keys()),
+            doubled=sum(counts.values()) - len(counts),
+            letters_doubled=sum(letters.values()) - len(letters),
+            problems=tuple(problems),
         )
-        if letters.keys() != rejected:
+
+    def _published(self) -> Counter[str]:
+        records = self.records(self.settings.topics.alerts)
+        return Counter(alerts.decode(r.key, r.value, r.headers).event_id for r in records)
+
+    def _letters(self) -> Counter[tuple[int, int]]:
+        """How many dead letters there are on each record: (partition, offset)."""
+        return Counter(_source(r) for r in self.records(self.settings.topics.deadletter))
+
+    def told_problems(self, reference: Reference) -> list[str]:
+        """What is wrong with the alerts and dead letters on the topics, where ``reference`` should have come of it."""
+        problems: list[str] = []
+        alert_records = self.records(self.settings.topics.alerts)
+        letter_records = self.records(self.settings.topics.deadletter)
+        published = [_timeless(alerts.decode(r.key, r.value, r.headers)) for r in alert_records]
+        expected, counts = reference.events, Counter(a.event_id for a in published)
+        if lost := sorted(expected.keys() - counts.keys()):
+            problems.append(f"{len(lost)} alert events lost, {_some(lost)}")
+        if foreign := sorted(counts.keys() - expected.keys()):
+            problems.append(f"{len(foreign)} alert events that should not be, {_some(foreign)}")
+        if differing := sorted({a.event_id for a in published if expected.get(a.event_id, a) != a}):
+            problems.append(f"{len(differing)} alert events with other content, {_some(differing)}")
+        letters = Counter(map(_source, letter_records))
+        if letters.keys() != reference.rejected:
             problems.append(
-                f"{len(rejected - letters.keys())} dead letters lost, "
-                f"{len(letters.keys() - rejected)} that should not be"
+                f"{len(reference.rejected - letters.keys())} dead letters lost, "
+                f"{len(letters.keys() - reference.rejected)} that should not be"
             )
-        if self.delivery == "exactly_once" and sum(letters.values()) > len(letters):
-            problems.append(f"{sum(letters.values()) - len(letters)} dead letters twice under exactly_once")
+        for what, times in (("alert events", counts), ("dead letters", letters)):
+            doubled = sum(times.values()) - len(times)
+            if doubled and self.delivery == "exactly_once":
+                problems.append(f"{doubled} {what} published twice under exactly_once")
+        # What a dead detector's successor tells again bears another time. Equal to the microsecond: one told it twice.
+        for what, records in (("alert events", alert_records), ("dead letters", letter_records)):
+            same = len(records) - len({(r.key, r.value, r.headers) for r in records})
+            if same and self.delivery == "at_least_once" and not self.may_resend:
+                problems.append(f"{same} {what} published twice by the same detector")
+            if 2 * same > len(records):
+                problems.append(f"{same} of {len(records)} {what} are copies")
         behind = self.behind()
         if behind:
             problems.append(f"{behind} records not committed")
-        if analysed + duplicates + len(rejected) != len(chunk_records):
-            problems.append(f"{analysed} + {duplicates} + {len(rejected)} are not the {len(chunk_records)} records")
-        if report is not None:
-            problems += _missing(chunk_records, report)
-        if not expected:
-            problems.append("the load had no alert: nothing was tried")
-        return Balance(
-            produced=len(chunk_records),
-            analysed=analysed,
-            rejected=len(rejected),
-            skipped=0,
-            alerts=len(expected),
-            lost=len(lost),
-            doubled=doubled,
-            problems=tuple(problems),
+        return problems
+
+    def _counted_problems(self, reference: Reference, produced: int) -> list[str]:
+        """The detector's own counters against the log, where one detector heard all of it in one go."""
+        if len(self._detectors) != 1 or self.may_resend or not self._detectors[0].last_metrics:
+            return []
+        counted = Counted.of(self._detectors[0].last_metrics)
+        true = Counted(
+            received=produced,
+            analysed=reference.analysed,
+            duplicates=reference.duplicates,
+            rejected=len(reference.rejected),
+        )
+        return [] if counted == true else [f"the detector counted {counted}, the log says {true}"]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A detector's counters."""
+
+    received: int
+    analysed: int
+    duplicates: int
+    rejected: int
+
+    @staticmethod
+    def of(metrics: Mapping[str, float]) -> Counted:
+        return Counted(
+            received=int(metrics["gunfire_records_received_total"]),
+            analysed=int(metrics["gunfire_chunks_analysed_total"]),
+            duplicates=int(metrics["gunfire_chunks_duplicate_total"]),
+            rejected=int(sum(v for name, v in metrics.items() if name.startswith("gunfire_chunks_rejected_total{"))),
         )
 
 
@@ -452,46 +504,77 @@ def _timeless(alert: alerts.Alert) -> alerts.Alert:
     return dataclasses.replace(alert, latency_seconds=None)
 
 
-def _reference(records: Sequence[Record]) -> tuple[list[alerts.Alert], set[tuple[int, int]], Pipeline]:
-    """Alerts, (partition, offset) of what is no chunk, and the pipeline's own counts, over one partition's log."""
-    pipeline = Pipeline(CrestScorer(), labels=LABELS, model=IDENTITY, window_examples=10, decision=DECISION)
-    found: list[alerts.Alert] = []
-    bad: set[tuple[int, int]] = set()
-    for record in records:
-        try:
-            chunk = decode(record.key, record.value, record.headers)
-            pipeline.submit(Arrival(chunk, record.topic_partition, record.offset))
-        except ChunkError:
-            bad.add((record.partition, record.offset))
-        found += [_through_wire(e.alert) for e in pipeline.run()]
-    return found, bad, pipeline
+class Reference:
+    """What one unbroken pipeline makes of logs.
+
+    Attributes:
+        events: alert events by id.
+        rejected: (partition, offset) of what is no chunk.
+    """
+
+    def __init__(self) -> None:
+        self.events: dict[str, alerts.Alert] = {}
+        self.rejected: set[tuple[int, int]] = set()
+        self.analysed = self.duplicates = 0
+
+    def read(self, records: Sequence[Record | TopicPartition]) -> None:
+        """One partition's log in order; a partition in place of a record: there the detector left some out."""
+        pipeline = Pipeline(CrestScorer(), labels=LABELS, model=IDENTITY, window_examples=10, decision=DECISION)
+        for record in records:
+            if isinstance(record, TopicPartition):
+                emitted = pipeline.skip(record)
+            else:
+                try:
+                    chunk = decode(record.key, record.value, record.headers)
+                    pipeline.submit(Arrival(chunk, record.topic_partition, record.offset))
+                except ChunkError:
+                    self.rejected.add((record.partition, record.offset))
+                emitted = pipeline.run()
+            self.events.update((e.alert.event_id, _through_wire(e.alert)) for e in emitted)
+        self.analysed += pipeline.account.analysed
+        self.duplicates += pipeline.account.duplicates
+
+
+def _source(letter: Record) -> tuple[int, int]:
+    fields = dict(letter.headers)
+    return int(fields["deadletter_partition"]), int(fields["deadletter_offset"])
 
 
 def _through_wire(alert: alerts.Alert) -> alerts.Alert:
     return _timeless(alerts.decode(*alerts.encode(alert)))
 
 
-def _missing(records: Sequence[Record], report: Report) -> list[str]:
-    """What the publisher's report says against what the topic holds."""
+def _missing(records: Sequence[Record], load: Load) -> list[str]:
+    """What was made and what the publisher reports, against what the topic holds."""
+    report = load.report
+    assert report is not None, "the load is not finished"
     seqs: dict[tuple[str, str], set[int]] = {}
+    altered = 0
+    numbers = {load.stream_id(i): i for i in range(load.streams)}
     for record in records:
         with contextlib.suppress(ChunkError):
             chunk = decode(record.key, record.value, record.headers)
             seqs.setdefault((chunk.stream_id, chunk.session), set()).add(chunk.seq)
-    dropped = {(d.stream_id, d.session, seq) for d in report.ranges for seq in range(d.first_seq, d.last_seq + 1)}
-    holes = {
-        (stream, session, seq)
-        for (stream, session), found in seqs.items()
-        for seq in set(range(max(found) + 1)) - found
-    }
-    problems = []
+            altered += not np.array_equal(chunk.pcm, load.pcm(numbers[chunk.stream_id], chunk.seq))
     stored = {(stream, session, seq) for (stream, session), found in seqs.items() for seq in found}
+    dropped = {(d.stream_id, d.session, seq) for d in report.ranges for seq in range(d.first_seq, d.last_seq + 1)}
+    told = Counter(stream for stream, _, _ in stored | dropped)
+    silent = {stream: made - told[stream] for stream, made in load.made_of.items() if made != told[stream]}
+    problems = []
     if stored & dropped:
         problems.append(f"{len(stored & dropped)} chunks were reported as dropped and are in the topic")
-    if holes - dropped:
-        problems.append(f"{len(holes - dropped)} chunks are missing in the topic and were not reported")
-    if sum(map(len, seqs.values())) != report.chunks_published:
+    if silent:
         problems.append(
-            f"{sum(map(len, seqs.values()))} chunks are in the topic, {report.chunks_published} were reported"
+            f"{sum(silent.values())} of {load.made} chunks are missing in the topic and were not reported, from "
+            f"{_some(sorted(silent))}"
+        )
+    if altered:
+        problems.append(f"{altered} chunks in the topic hold other audio than was made")
+    if len(stored) != report.chunks_published:
+        problems.append(f"{len(stored)} chunks are in the topic, {report.chunks_published} were reported")
+    if report.chunks_published + report.chunks_dropped != load.made:
+        problems.append(
+            f"{report.chunks_published} chunks reported as published and {report.chunks_dropped} as dropped are not "
+            f"the {load.made} that were made"
         )
     return problems

@@ -160,7 +160,7 @@ class Case:
         report = load.finish()
         self.trial.drain(RECOVERY_SECONDS)
         self.trial.stop_detectors()
-        return Outcome(self.trial.balance(report), tuple(self.recoveries), note or _of(report))
+        return Outcome(self.trial.balance(load), tuple(self.recoveries), note or _of(report))
 
 
 def _of(report: Report) -> str:
@@ -197,6 +197,7 @@ def kill_dynamic(case: Case) -> Outcome:
 def detector_hangs(case: Case) -> Outcome:
     """One of two detectors is stopped (SIGSTOP) for longer than the session timeout, in whatever it was doing; the
     other takes its partitions over; then it wakes and believes that they are still its own."""
+    case.trial.may_resend = True
     load = case.trial.load()
     detectors = [case.trial.detector(), case.trial.detector()]
     case.progress.recovery_seconds(0.0, dict.fromkeys(range(case.trial.settings.topics.partitions), 0))
@@ -260,7 +261,7 @@ def overloaded(case: Case) -> Outcome:
     return Outcome(
         Balance(
             produced=produced, analysed=analysed, rejected=heard - analysed, skipped=skipped_records,
-            alerts=len(told), lost=0, doubled=0, problems=tuple(problems),
+            alerts=len(told), lost=0, doubled=0, letters_doubled=0, problems=tuple(problems),
         ),
         tuple(case.recoveries),
         f"{skipped_records} of {produced} records left out, {by_stream} told by stream, {overload} alerts closed so",
@@ -269,6 +270,7 @@ def overloaded(case: Case) -> Outcome:
 
 def restart_broker(case: Case, away_seconds: float) -> Outcome:
     """``kill -9`` of the only broker, and a start after a while."""
+    case.trial.may_resend = True
     load = case.trial.load()
     case.trial.detector(member="one")
     case.progress.recovery_seconds(0.0, dict.fromkeys(range(case.trial.settings.topics.partitions), 0))
@@ -290,6 +292,7 @@ def broker_away(case: Case) -> Outcome:
 
 def broker_slow(case: Case) -> Outcome:
     """Stopped and let go again (SIGSTOP, SIGCONT), for random short whiles and once for longer."""
+    case.trial.may_resend = True
     load = case.trial.load()
     case.trial.detector(member="one")
     case.progress.recovery_seconds(0.0, dict.fromkeys(range(case.trial.settings.topics.partitions), 0))
@@ -305,6 +308,7 @@ def broker_slow(case: Case) -> Outcome:
 
 def one_of_three(case: Case) -> Outcome:
     """``kill -9`` of one of three brokers; the others take over; it comes back; in the long form each in turn."""
+    case.trial.may_resend = True
     load = case.trial.load()
     case.trial.detector(member="one")
     case.progress.recovery_seconds(0.0, dict.fromkeys(range(case.trial.settings.topics.partitions), 0))
@@ -319,6 +323,7 @@ def one_of_three(case: Case) -> Outcome:
 
 def full_disk(case: Case) -> Outcome:
     """Every write of the broker that makes a file grow fails; Kafka gives up; it is started again with room."""
+    case.trial.may_resend = True
     load = case.trial.load()
     case.trial.detector(member="one")
     case.progress.recovery_seconds(0.0, dict.fromkeys(range(case.trial.settings.topics.partitions), 0))
@@ -364,6 +369,7 @@ def rebalances_static(case: Case) -> Outcome:
 
 def producer_spools(case: Case, away_seconds: float, spool_seconds: float) -> Outcome:
     """No broker for a while: nothing is lost within the spool; beyond it what was dropped is told exactly."""
+    case.trial.may_resend = True
     # in real time, as a spool counts seconds of audio
     load = case.trial.load(spool_seconds=spool_seconds, rate=12 / 0.96)
     case.trial.detector(member="one")
@@ -476,6 +482,11 @@ def run_table(
 HEADINGS = ("fault", "delivery", "chunks", "rejected", "alert events", "lost", "doubled", "recovery", "account")
 
 
+def _doubled(balance: Balance) -> str:
+    letters = f" and {balance.letters_doubled} dead letters" if balance.letters_doubled else ""
+    return f"{balance.doubled}{letters}"
+
+
 def cells_of(row: Row) -> tuple[str, ...]:
     account = "balances" if not row.problems else "; ".join(row.problems)
     if row.outcome is None:
@@ -487,7 +498,7 @@ def cells_of(row: Row) -> tuple[str, ...]:
     name = f"{row.fault} ({row.outcome.note})" if row.outcome.note else row.fault
     return (
         name, row.delivery, str(balance.analysed), str(balance.rejected), str(balance.alerts), str(balance.lost),
-        str(balance.doubled), recovery, account,
+        _doubled(balance), recovery, account,
     )  # fmt: skip
 
 
