@@ -96,6 +96,9 @@ def plots(evaluation: Evaluation) -> tuple[Plot, ...]:
     return tuple(drawn)
 
 
+_APART = 0.04  # of recall: nearer marks share their words
+
+
 def _precision_recall(gunfire: GunfireReport) -> Plot:
     curve = gunfire.curve
     chance = curve.positives / (curve.positives + curve.negatives)
@@ -108,9 +111,8 @@ def _precision_recall(gunfire: GunfireReport) -> Plot:
         axes.fill_between(recall, precision, step="post", color=_GUNFIRE, alpha=0.08, linewidth=0)
         axes.axhline(chance, color=_MUTED, linestyle=(0, (4, 3)), linewidth=1)
         axes.annotate(f"chance {100 * chance:.1f} %", (0.01, chance), (0, 3), color=_MUTED, **_offset("left"))
-        for point in _marked(gunfire.points):
-            if np.isfinite(point.threshold):
-                _mark(axes, point.recall, point.precision, _short_rule(point), above=True)
+        for point, rules in _together(gunfire.points):
+            _mark(axes, point.recall, point.precision, rules, above=True)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall: share of gunfire clips heard", ylabel="precision")
         _percent_axis(axes.xaxis)
         _percent_axis(axes.yaxis)
@@ -134,10 +136,8 @@ def _roc(gunfire: GunfireReport) -> Plot:
         axes.step(rates, recall, where="post", color=_GUNFIRE)
         even = np.geomspace(lowest, 1, 200)
         axes.plot(even, even, color=_MUTED, linestyle=(0, (4, 3)), linewidth=1)
-        for point in _marked(gunfire.points):
-            if np.isfinite(point.threshold):
-                name = _short_rule(point)
-                _mark(axes, max(point.false_positive_rate, lowest), point.recall, f"{name}: {100 * point.recall:.0f} %")
+        for point, rules in _together(gunfire.points):
+            _mark(axes, max(point.false_positive_rate, lowest), point.recall, f"{rules}: {100 * point.recall:.0f} %")
         axes.set_xscale("log")
         axes.set(xlim=(lowest, 1), ylim=(0, 1.02), xlabel="false positives: share of other clips let through (log)")
         axes.set_ylabel("recall")
@@ -200,7 +200,7 @@ def _look_alike_aucs(gunfire: GunfireReport, known: Sequence[LookAlike]) -> Plot
         places = np.arange(len(values))
         low = min(0.5, float(values.min()) - 0.02)
         colors = [_ALIKE] * len(ordered) + [_OTHER]
-        axes.barh(places, values - low, left=low, color=colors, height=0.55)
+        axes.scatter(values, places, s=64, c=colors, zorder=3)  # no bars: the axis does not begin at nothing
         for place, value in zip(places, values, strict=True):
             axes.annotate(f"{value:.3f}", (value, place), (5, 0), color=_INK, **_offset("left", "center"))
         axes.set(
@@ -340,6 +340,20 @@ def _thinned(count: int) -> Any:
 
 def _marked(points: Sequence[Point]) -> list[Point]:
     return [p for p in points if np.isnan(p.max_false_positive_rate) or p.max_false_positive_rate in _MARKED_RATES]
+
+
+def _together(points: Sequence[Point]) -> list[tuple[Point, str]]:
+    """Marked points and their rules; one mark where two would overprint each other."""
+    found: list[tuple[Point, list[str]]] = []
+    for point in _marked(points):
+        if not np.isfinite(point.threshold):
+            continue
+        near = next((rules for other, rules in found if abs(other.recall - point.recall) < _APART), None)
+        if near is None:
+            found.append((point, [_short_rule(point)]))
+        else:
+            near.append(_short_rule(point))
+    return [(point, ", ".join(rules)) for point, rules in found]
 
 
 def _short_rule(point: Point) -> str:
