@@ -38,7 +38,7 @@ from detector.config import Settings
 from detector.console.server import ConsoleServer
 from detector.decision import CloseReason
 from detector.embedders.params import CARRY_SAMPLES
-from detector.errors import AlertError, BusError, BusUnavailable, ChunkError, CommitFenced
+from detector.errors import AlertError, BusError, BusUnavailable, ChunkError, CommitDelayed, CommitFenced
 from detector.metrics import Metrics
 from detector.model import Model, load_model
 from detector.operating_point import choose_threshold
@@ -56,6 +56,7 @@ _LIVE_SECONDS = 30.0
 _LATE_WARNING_SECONDS = 30.0
 _FIRST_BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS, _STEADY_SECONDS = 0.5, 15.0, 30.0
 _REJECTION_SECONDS = 10.0
+_FINISH_SECONDS, _DELAYED_SECONDS = 3.0, 30.0
 _STREAMS_A_LINE = 20
 _FULL_BYTES = 4 << 20
 _LETTER_BYTES = 1_000_000
@@ -250,7 +251,7 @@ class Session:
             self._take(record)
             if self._unsaid_bytes >= _FULL_BYTES:  # no transaction may outgrow what the bus takes
                 self._publish(self._pipeline.run())
-                self.commit()
+                self._commit_soon()
         self._publish(self._pipeline.run())
         self._close_abandoned()
         now = self._monotonic()
@@ -258,12 +259,31 @@ class Session:
             self._last_sweep = now
             self._forget_idle()
         if self._unsaid or (self._positions and now - self._last_commit >= self._commit_interval_seconds):
-            self.commit()
+            self._commit_soon()
         if now - self._last_gauges >= _GAUGE_SECONDS:
             self._last_gauges = now
             self._look_at_lag(now)
         self._observe()
         return len(gathered)
+
+    def finish(self) -> None:
+        """Commit for the last time; while the group shares out anew, once that is done. Raises BusError."""
+        deadline = self._monotonic() + _FINISH_SECONDS
+        while True:
+            try:
+                return self.commit()
+            except CommitDelayed:
+                if self._monotonic() > deadline:
+                    raise
+                self._consumer.poll(_POLL_SECONDS, 1)  # read again by whoever comes next
+
+    def _commit_soon(self) -> None:
+        """Commit; while the group shares out anew, with one of the next steps: that is done while polling."""
+        try:
+            self.commit()
+        except CommitDelayed:
+            if self._monotonic() - self._last_commit > _DELAYED_SECONDS:
+                raise
 
     def commit(self) -> None:
         """Store what was sent and then, or with it, the offsets. Raises BusError; nothing was committed then."""
@@ -282,8 +302,8 @@ class Session:
         with self._metrics.stage.labels("commit").time():
             try:
                 self._producer.commit(self._consumer, commits)
-            except BusError:
-                self._metrics.commits.labels("failed").inc()
+            except BusError as e:
+                self._metrics.commits.labels("delayed" if isinstance(e, CommitDelayed) else "failed").inc()
                 raise
         self._metrics.commits.labels("stored").inc()
         self._positions.clear()
@@ -456,7 +476,7 @@ class Session:
                 "%s[%d]: %.0f s late, more than daemon.max_lag_seconds: records %d to %d (%d) are left out unheard.",
                 *partition, lag_seconds, first, end - 1, end - first,
             )  # fmt: skip
-        self.commit()
+        self._commit_soon()
         self._metrics.skipped_records.inc(skipped)
 
     def _assigned(self, consumer: Consumer, partitions: frozenset[TopicPartition]) -> None:
@@ -496,7 +516,7 @@ class Session:
     def _revoked(self, consumer: Consumer, partitions: frozenset[TopicPartition]) -> None:
         try:
             self.commit()
-        except CommitFenced as e:
+        except (CommitFenced, CommitDelayed) as e:
             if self._exactly_once:  # what waits to be sent is theirs too: begin anew from what is committed
                 raise
             log.info("Partitions were taken over before their last commit; the new owner reads on from there: %s", e)
@@ -624,10 +644,13 @@ class Daemon:
             while not self._stop.is_set():
                 self._beat = time.monotonic()
                 session.step()
-            session.commit()
+            session.finish()
         except (BusUnavailable, CommitFenced) as e:
             self.metrics.bus_errors.labels(type(e).__name__).inc()
-            log.warning("Starting again from the committed offsets, as the bus failed: %s", e)
+            if self._stop.is_set():
+                log.warning("Stopped without the last commit; who comes next reads on from the one before: %s", e)
+            else:
+                log.warning("Starting again from the committed offsets, as the bus failed: %s", e)
             self._set_missing("bus", "group")
             failed = True
         finally:

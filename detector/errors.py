@@ -81,6 +81,10 @@ class BusUnavailable(BusError):
     """The bus can't be reached or is busy; a later try may succeed."""
 
 
+class CommitDelayed(BusUnavailable):
+    """The group is sharing out its partitions anew; nothing is committed until that is done, which takes polling."""
+
+
 class BusMissing(BusUnavailable):
     """There is no bus file where one was to be read."""
 

@@ -22,7 +22,7 @@ from detector.config import load_settings
 from detector.console.server import ConsoleServer
 from detector.daemon import MAX_METADATA_BYTES, Backoff, Position, Session
 from detector.deadletters import CUT_FROM_BYTES, headers_of, letter_of
-from detector.errors import BusUnavailable, ChunkError, CommitFenced, ConfigError
+from detector.errors import BusUnavailable, ChunkError, CommitDelayed, CommitFenced, ConfigError
 from detector.metrics import Metrics
 from detector.topics import topic_settings
 from tests.test_pipeline import DECISION, START_NS, audio, chunks_of, feed, log_of, make_pipeline
@@ -596,6 +596,30 @@ def test_a_failing_commit_is_counted_and_ends_the_session(bus, monkeypatch):
         run_dry(session)
     assert value(metrics, "commits_total", outcome="failed") == 1
     session.close()
+
+
+def test_a_commit_that_a_rebalance_delays_ends_no_session_and_doubles_nothing(bus, monkeypatch):
+    streams = some_streams(2, chunks=10, seed=5)
+    publish(bus, streams)
+    session, metrics = session_of(bus, DETECTOR__DAEMON__DELIVERY="at_least_once")
+    commit, delays = session._consumer.commit, iter(range(3))
+
+    def delayed(commits):
+        if next(delays, None) is not None:
+            raise CommitDelayed("sharing out")
+        commit(commits)
+
+    monkeypatch.setattr(session._consumer, "commit", delayed)
+    while session.step():
+        pass
+    session.finish()
+    session.close()
+    assert value(metrics, "commits_total", outcome="delayed") == 3
+    again, metrics = session_of(bus)
+    run_dry(again)
+    again.close()
+    assert value(metrics, "records_received_total") == 0
+    assert identities(alerts_of(bus)) == expected_of(streams)
 
 
 @pytest.fixture

@@ -106,7 +106,8 @@ class Consumer(Protocol):
     def committed(self, partition: TopicPartition) -> Commit | None: ...
 
     def commit(self, commits: Mapping[TopicPartition, Commit]) -> None:
-        """Store positions. All or nothing. Raises CommitFenced if a partition is no longer this member's."""
+        """Store positions. All or nothing. Raises CommitFenced if a partition is no longer this member's;
+        CommitDelayed while the group shares out anew: poll, then commit again."""
         ...
 
     def beginning_offset(self, partition: TopicPartition) -> int: ...

@@ -38,7 +38,7 @@ from detector.bus.base import (
 )
 from detector.bus.kafka_security import METADATA_AGE_SECONDS, closing_on_failure, connection, denied, why_not_connected
 from detector.bus.kafka_topics import TopicFacts, change_topic, facts_of
-from detector.errors import BusDamaged, BusError, BusUnavailable, CommitFenced, ConfigError
+from detector.errors import BusDamaged, BusError, BusUnavailable, CommitDelayed, CommitFenced, ConfigError
 
 if TYPE_CHECKING:
     from detector.config import KafkaSettings
@@ -51,7 +51,7 @@ _METADATA_WAIT_SECONDS = 2.0  # how long ``send`` waits to learn a topic's parti
 _CLOSE_SECONDS = 5.0
 _CALLBACK_LOOK_SECONDS = 0.002
 _HEARTBEAT_MS = 500  # also how soon a member learns of a rebalance
-_REBALANCE_SECONDS, _REBALANCE_LOOK_SECONDS = 3.0, 0.05  # how long, and how often, a commit waits for a rebalance
+_REBALANCE_SECONDS, _REBALANCE_LOOK_SECONDS = 0.3, 0.05  # how long, and how often, a commit waits for a rebalance
 _NEVER_MS = 2**31 - 1
 _TRANSACTION_SECONDS = 10.0  # of a member that died: so long readers wait for its half transaction, at the most
 _RECORD_OVERHEAD_BYTES = 64
@@ -94,6 +94,8 @@ def _translated(error: BaseException, doing: str, needs: str = "") -> BusError |
         return BusDamaged(f"While {doing}: what Kafka sent can't be read ({detail}). Check the brokers' disks.")
     if isinstance(error, errors.MessageSizeTooLargeError):
         return BusError(f"While {doing}: a record is larger than the broker takes ({detail}). Raise max.message.bytes.")
+    if isinstance(error, errors.RebalanceInProgressError):
+        return CommitDelayed(f"While {doing}: the group is sharing out its partitions anew ({name}); poll, then again.")
     if isinstance(error, errors.InvalidTimestampError):
         return BusError(
             f"While {doing}: the brokers refuse the record's time ({detail}). Check this machine's clock: a topic "

@@ -13,7 +13,7 @@ from detector.bus.kafka import KafkaBus
 from detector.config import KafkaSettings, load_settings
 from detector.daemon import Session
 from detector.deadletters import CUT_FROM_BYTES
-from detector.errors import BusError, BusUnavailable, CommitFenced
+from detector.errors import BusError, BusUnavailable, CommitDelayed, CommitFenced
 from detector.metrics import Metrics
 from detector.topics import topic_settings
 from tests.bus.contract import read, settle, until, values_of
@@ -118,7 +118,7 @@ def test_a_commit_in_the_middle_of_a_rebalance_waits_for_its_end(bus, name, monk
     monkeypatch.setattr(
         consumer._client, "commit", lambda offsets: (_ for _ in ()).throw(errors.RebalanceInProgressError)
     )
-    with pytest.raises(BusUnavailable, match="RebalanceInProgress"):
+    with pytest.raises(CommitDelayed, match="sharing out"):
         consumer.commit({TopicPartition(name, 0): Commit(0, "never")})
 
 
