@@ -271,7 +271,7 @@ def _level_of(files: Sequence[Path]) -> Level | None:
     What is damaged is told of when all is read.
     """
     import tensorflow as tf
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     for path in files:
         with suppress(OSError), path.open("rb") as stream:
