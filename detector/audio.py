@@ -355,8 +355,13 @@ class AvReader(AudioReader):
 
 
 def _frame_samples(frame: Any) -> FloatArray:
-    """An ``av.AudioFrame`` -> ``(n, channels) float64``."""
-    x = frame.to_ndarray()
+    """An ``av.AudioFrame`` -> ``(n, channels) float64``. AudioError for samples that PyAV can't hand out."""
+    try:
+        x = frame.to_ndarray()
+    except KeyError:
+        raise AudioError(
+            f"Samples of the form {frame.format.name} can't be read; convert the sound to 16-bit or 32-bit PCM."
+        ) from None
     x = x.T if frame.format.is_planar else x.reshape(-1, len(frame.layout.channels))  # (n, channels)
     kind = frame.format.name.removesuffix("p")
     if kind == "u8":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,8 @@ from detector.errors import ConfigError, DataError
 from trainer.labels import LabelSet
 from trainer.records import ClipSet, video_matrix_in_graph
 from trainer.run import put_in_place
+
+logger = logging.getLogger(__name__)
 
 HEADER = ("VideoId", "LabelConfidencePairs")
 DEFAULT_TOP_K = 20
@@ -120,17 +123,27 @@ def write_rows(
     top_k: int = DEFAULT_TOP_K,
     names: Sequence[str] | None = None,
 ) -> int:
-    """Header and rows of ``write_predictions`` to an open file; returns the number of clips."""
+    """Header and rows of ``write_predictions`` to an open file; returns the number of clips.
+
+    A clip for which the model gives no number (one without frames, with some models) is left out, with a warning.
+    """
     # Quotes only what needs it, so that ids of letters and digits come as the original writes them.
     writer: Any = csv.writer(file, lineterminator="\n")
     writer.writerow(HEADER)
     count = 0
+    left_out: list[str] = []
     for video_ids, scores in batches:
         if names is not None and len(names) != scores.shape[1]:
             raise ConfigError(f"{len(names)} names are given for {scores.shape[1]} classes.")
         for video_id, row in zip(video_ids, scores, strict=True):
+            if not np.isfinite(row).all():
+                left_out.append(video_id)
+                continue
             writer.writerow((video_id, pairs_text(row, top_k, names)))
             count += 1
+    if left_out:
+        shown = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+        logger.warning("%d clips left out, as the model gives no number for them: %s", len(left_out), shown)
     return count
 
 

@@ -265,3 +265,13 @@ def test_a_family_may_be_given_by_its_name_in_the_ontology(folder: Path) -> None
     found = run(*given, "--ontology", folder / "ontology.json", "--family", "Bangs, -Machine gun", "--look-alikes", "5")
     assert found.exit_code == 0, found.output
     assert [entry["index"] for entry in json.loads(found.stdout)["gunfire"]["family"]] == [1, 3]
+
+
+def test_a_clip_without_a_number_is_left_out_and_named(tmp_path, caplog):
+    matrix = np.full((2, len(NAMES)), 0.5, np.float32)
+    matrix[0] = np.nan
+    write_predictions(tmp_path / "p.csv", [(["empty", "full"], matrix)], top_k=2)
+    rows = (tmp_path / "p.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["full"]
+    assert "1 clips left out" in caplog.text
+    assert "empty" in caplog.text
