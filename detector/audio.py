@@ -358,7 +358,7 @@ def _frame_samples(frame: Any) -> FloatArray:
     """An ``av.AudioFrame`` -> ``(n, channels) float64``. AudioError for samples that PyAV can't hand out."""
     try:
         x = frame.to_ndarray()
-    except KeyError:
+    except (KeyError, ValueError):
         raise AudioError(
             f"Samples of the form {frame.format.name} can't be read; convert the sound to 16-bit or 32-bit PCM."
         ) from None

@@ -337,3 +337,14 @@ def test_whole_files_follow_the_reference_at_any_rate_and_channel_count(golden_d
         soundfile.write(tmp_path / "a.wav", pcm, rate_hz, subtype="PCM_16")
         mono = pcm / 32768.0 if pcm.ndim == 1 else np.mean(pcm / 32768.0, axis=1)
         assert np.array_equal(clip_16k(tmp_path / "a.wav"), resample_reference(mono, rate_hz)), name
+
+
+def test_samples_that_no_reader_hands_out_are_the_files_error(tmp_path: Path) -> None:
+    data = (np.sin(np.arange(32_000) * 0.05) * 2**62).astype("<i8").tobytes()
+    form = struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 16_000 * 8, 8, 64)
+    path = tmp_path / "s64.wav"
+    path.write_bytes(
+        b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + form + b"data" + struct.pack("<I", len(data)) + data
+    )
+    with pytest.raises(AudioError, match="s64"), open_audio(path) as reader:
+        list(stream_16k(reader))
