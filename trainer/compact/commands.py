@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from trainer.compact.evaluation import Report, Scored, Scorer
     from trainer.compact.training import Trained, TrainingSettings
 
-_VERSION = "0.1.0"
+_VERSION = "0.1.1"
 
 
 @dataclass(frozen=True, slots=True)
