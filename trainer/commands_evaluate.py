@@ -22,6 +22,7 @@ from trainer.commands_labels import family_option, labels_option, look_alikes_op
 if TYPE_CHECKING:
     from trainer.classes import Classes
     from trainer.evaluate import Evaluation
+    from trainer.labels import LabelSet
     from trainer.records import ClipSet
     from trainer.trained import Trained
 
@@ -209,21 +210,14 @@ def read_for(
     """The model, the classes that count, and the clips, with a bar for the files; damage is told at the end."""
     from detector.model import configure_tensorflow
     from trainer.classes import classes_of
-    from trainer.trained import open_trained, read_data
+    from trainer.trained import open_trained
 
     configure_tensorflow()
     trained = open_trained(model_name, "latest" if which == "latest" else "best")
     classes = classes_of(trained, labels_path, ontology_path, family, look_alikes)
     with progress_bar() as progress:
-        task = progress.add_task("Files", total=None)
-        clips = read_data(
-            trained,
-            pattern,
-            classes.labels,
-            feature_names=feature_names,
-            feature_sizes=feature_sizes,
-            stop_on_damage=stop_on_damage,
-            on_file=lambda done, total: progress.update(task, completed=done, total=total),
+        clips = read_shown(
+            progress, trained, pattern, classes.labels, feature_names, feature_sizes, stop_on_damage=stop_on_damage
         )
     if clips.report.damages:
         click.echo(str(clips.report), err=True)
@@ -270,6 +264,31 @@ def check_outputs(*paths: Path | None) -> None:
             raise ConfigError(f"{path} can't be written: there is no folder {folder}.")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ConfigError(f"{path} can't be written: folder {folder} may not be written to.")
+
+
+def read_shown(
+    progress: Progress,
+    trained: Trained,
+    pattern: str,
+    labels: LabelSet,
+    feature_names: str | None,
+    feature_sizes: str | None,
+    *,
+    stop_on_damage: bool,
+) -> ClipSet:
+    """``trainer.trained.read_data`` with a bar for the files."""
+    from trainer.trained import read_data
+
+    task = progress.add_task("Files", total=None)
+    return read_data(
+        trained,
+        pattern,
+        labels,
+        feature_names=feature_names,
+        feature_sizes=feature_sizes,
+        stop_on_damage=stop_on_damage,
+        on_file=lambda done, total: progress.update(task, completed=done, total=total),
+    )
 
 
 @contextmanager

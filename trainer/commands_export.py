@@ -16,6 +16,7 @@ from trainer.commands_evaluate import (
     feature_names_option,
     feature_sizes_option,
     progress_bar,
+    read_shown,
     which_option,
 )
 from trainer.commands_labels import family_option, labels_option, look_alikes_option, ontology_option
@@ -113,7 +114,7 @@ def export_command(
     from detector.model import configure_tensorflow
     from trainer.classes import classes_of
     from trainer.export import PackageText, check_fit, check_folder, check_name, embedder_parts, export
-    from trainer.trained import open_trained, read_data
+    from trainer.trained import open_trained
 
     configure_tensorflow()
     trained = open_trained(model_name, "latest" if which == "latest" else "best")
@@ -127,15 +128,8 @@ def export_command(
         from trainer.evaluate import evaluate
 
         with progress_bar() as progress:
-            files = progress.add_task("Files", total=None)
-            clips = read_data(
-                trained,
-                pattern,
-                classes.labels,
-                feature_names=feature_names,
-                feature_sizes=feature_sizes,
-                stop_on_damage=stop_on_damage,
-                on_file=lambda done, total: progress.update(files, completed=done, total=total),
+            clips = read_shown(
+                progress, trained, pattern, classes.labels, feature_names, feature_sizes, stop_on_damage=stop_on_damage
             )
             task = progress.add_task("Clips", total=len(clips))
             evaluation = evaluate(

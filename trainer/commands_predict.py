@@ -18,6 +18,7 @@ from trainer.commands_evaluate import (
     feature_names_option,
     feature_sizes_option,
     progress_bar,
+    read_shown,
     starter_flags,
     which_option,
 )
@@ -88,7 +89,7 @@ def predict_command(
     from detector.model import configure_tensorflow
     from trainer.classes import labels_of
     from trainer.predict import predictions, write_predictions, write_rows
-    from trainer.trained import is_numbered, open_trained, read_data
+    from trainer.trained import is_numbered, open_trained
 
     configure_tensorflow()
     trained = open_trained(model_name, "latest" if which == "latest" else "best")
@@ -96,15 +97,8 @@ def predict_command(
     if label_names and is_numbered(labels):
         raise ConfigError(f"Model {trained.name} does not name its classes; give --labels with --label-names.")
     with progress_bar() as progress:
-        files = progress.add_task("Files", total=None)
-        clips = read_data(
-            trained,
-            pattern,
-            labels,
-            feature_names=feature_names,
-            feature_sizes=feature_sizes,
-            stop_on_damage=stop_on_damage,
-            on_file=lambda done, total: progress.update(files, completed=done, total=total),
+        clips = read_shown(
+            progress, trained, pattern, labels, feature_names, feature_sizes, stop_on_damage=stop_on_damage
         )
         task = progress.add_task("Clips", total=len(clips))
 

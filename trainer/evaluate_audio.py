@@ -28,7 +28,7 @@ from detector.model import FalseAlertsSection
 from detector.operating_point import MIN_PEAKS, expected_per_day, threshold_for
 from detector.pipeline import Emitted, Pipeline
 from detector.stream import Arrival
-from trainer.compact.evaluation import CLIP_FALSE_ALARMS, Recording, poisson_interval
+from trainer.compact.evaluation import CLIP_FALSE_ALARMS, Recording, is_continuous, poisson_interval
 
 Float32Array = npt.NDArray[np.float32]
 ONSET_TOLERANCE_SECONDS = 0.1
@@ -149,11 +149,6 @@ def read_shots(audio_dir: Path) -> dict[str, tuple[Shot, ...]]:
                 ) from None
             shots.setdefault(row["file"], []).append(shot)
     return {name: tuple(sorted(found, key=lambda s: s.onset_seconds)) for name, found in shots.items()}
-
-
-def is_continuous(recording: Recording) -> bool:
-    """Minutes of one place without gunfire: what false alerts an hour can be counted in."""
-    return not recording.positive and recording.set == "ambient"
 
 
 def listen(

@@ -227,7 +227,7 @@ def clip_threshold(scored: Sequence[Scored], share: float = CLIP_FALSE_ALARMS) -
 
 def ambient_threshold(scored: Sequence[Scored]) -> float:
     """The largest score anywhere in continuous ambient audio: no threshold above it alerts there."""
-    return max(s.peak for s in scored if _continuous(s.recording))
+    return max(s.peak for s in scored if is_continuous(s.recording))
 
 
 def report(scored: Sequence[Scored], threshold: float) -> Report:
@@ -240,7 +240,7 @@ def report(scored: Sequence[Scored], threshold: float) -> Report:
         name = f"{s.recording.set}/{s.recording.label}"
         above, count = by_label.get(name, (0, 0))
         by_label[name] = (above + (s.peak > threshold), count + 1)
-    ambient = [s for s in negatives if _continuous(s.recording)]
+    ambient = [s for s in negatives if is_continuous(s.recording)]
     heard = [
         _heard(s, onset, threshold)
         for s in positives
@@ -260,7 +260,7 @@ def report(scored: Sequence[Scored], threshold: float) -> Report:
     )
 
 
-def _continuous(recording: Recording) -> bool:
+def is_continuous(recording: Recording) -> bool:
     """Minutes of one place, not clips of seconds: what false alarms an hour can be counted in."""
     return not recording.positive and recording.set == "ambient"
 
@@ -314,7 +314,7 @@ def edges(recordings: Sequence[Recording], seed: int = 0) -> list[Int16Array]:
     rng = np.random.default_rng(seed)
     streams = []
     for recording in recordings:
-        if not _continuous(recording):
+        if not is_continuous(recording):
             continue
         pcm = recording.pcm[: 20 * RATE_HZ]
         for _ in range(4):
