@@ -121,7 +121,7 @@ class Broker:
         self.data = data
         self.port = port
         self._settings = dict(settings or {})
-        self._heap_mb = heap_mb
+        self.heap_mb = heap_mb
         self._pid_file = data / "broker.pid"
         self.log_file = data / "broker.log"
         self._process: subprocess.Popen[bytes] | None = None  # where this object started it
@@ -170,7 +170,7 @@ class Broker:
             result = subprocess.run([java[0], *small, *java[1:], *tool], capture_output=True, text=True, check=False)
             if result.returncode:
                 raise BrokerError(f"The data folder could not be formatted:\n{result.stdout}{result.stderr}")
-        heap = [f"-Xms{self._heap_mb}m", f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC"]
+        heap = [f"-Xms{self.heap_mb}m", f"-Xmx{self.heap_mb}m", "-XX:+UseSerialGC"]
         with self.log_file.open("ab") as log:
             self._process = process = subprocess.Popen(
                 [java[0], *heap, *java[1:], "kafka.Kafka", str(properties)],
@@ -317,7 +317,7 @@ class Cluster:
         oauth: with ``secure``, another listener that takes tokens nobody signed.
         settings: more lines for every node's ``server.properties``; they win.
         listeners: more addresses for tests; see ``addresses_of``.
-        heap_mb: Java heap of each node.
+        heap_mb: Java heap of each node. None: as it was last time.
         capacity_bytes: what each node's folder can hold: a file system of its own in memory (root alone can; it is
             gone with the machine's next start). See ``Broker.fill_disk`` for what needs no root.
     """
@@ -351,12 +351,16 @@ class Cluster:
         self.data.mkdir(parents=True, exist_ok=True)
         self._listeners = [*self._own_listeners(), *listeners]
         names = [one.name for one in self._listeners]
-        ports = found["ports"] if found is not None and (port is None or found["made"]["port"] == port) else None
+        known = found or {}
+        ports = known["ports"] if known and (port is None or known["made"]["port"] == port) else None
         if ports is None or set(ports[0]) != set(names):
             ports = _new_ports(names, nodes, port)
-            memory.write_text(json.dumps({"made": wanted, "ports": ports}))
+            known = {**known, "made": wanted, "ports": ports}
         self._ports: list[dict[str, int]] = ports
-        heap = heap_mb or (_HEAP_MB if nodes == 1 else _HEAP_OF_MANY_MB)
+        heap = heap_mb or known.get("heap_mb") or (_HEAP_MB if nodes == 1 else _HEAP_OF_MANY_MB)
+        known = {**known, "heap_mb": heap}
+        if known != found:
+            memory.write_text(json.dumps(known))
         self.nodes = [
             Broker(
                 self.data / f"node-{i}",
@@ -562,7 +566,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, choices=(1, 3), default=1)
     parser.add_argument("--secure", action="store_true", help="TLS, users with passwords, ACLs")
     parser.add_argument("--oauth", action="store_true", help="with --secure: a listener that takes unsigned tokens")
-    parser.add_argument("--heap-mb", type=int, help="Java heap of each node (default 512, of three nodes 320)")
+    parser.add_argument("--heap-mb", type=int, help="Java heap of a node (first 512, of three 320; then as it was)")
     parser.add_argument("--node", type=int, help="only this one, counted from 1")
     parser.add_argument("--wipe", action="store_true", help="stop: also remove the data folder")
     parser.add_argument("--user", default="detector", help="token: who it names")

@@ -154,6 +154,16 @@ def test_numbers_of_nodes_that_make_no_sense_are_refused(module: ModuleType, tmp
         module.Cluster(tmp_path, 3).kill(4)
 
 
+def test_a_folder_keeps_the_heap_its_nodes_were_given(module: ModuleType, tmp_path: Path) -> None:
+    def heaps(cluster: Any) -> set[int]:
+        return {node.heap_mb for node in cluster.nodes}
+
+    made = module.Cluster(tmp_path, 3, heap_mb=200)
+    assert heaps(made) == heaps(module.Cluster.open(tmp_path)) == heaps(module.Cluster(tmp_path, 3)) == {200}
+    assert heaps(module.Cluster(tmp_path, 3, heap_mb=256)) == heaps(module.Cluster.open(tmp_path)) == {256}
+    assert module.Cluster.open(tmp_path).addresses == made.addresses
+
+
 def test_wiping_removes_records_keys_and_passwords(module: ModuleType, tmp_path: Path) -> None:
     cluster = module.Cluster(tmp_path / "c", secure=True)
     assert list((tmp_path / "c" / "secrets").iterdir())
