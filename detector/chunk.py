@@ -7,9 +7,11 @@ Headers, all UTF-8 text: ``v enc rate session seq captured_at`` and optionally `
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -143,6 +145,16 @@ class Chunk:
         return self.captured_at_ns + CHUNK_SAMPLES * _NS // RATE_HZ
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkHead:
+    """Which chunk it is: a chunk without its audio. Attributes as in ``Chunk``."""
+
+    stream_id: str
+    session: str
+    seq: int
+    captured_at_ns: int
+
+
 def _check_stream_id(stream_id: str) -> None:
     try:
         size = len(stream_id.encode())
@@ -184,6 +196,20 @@ def decode(key: bytes | None, value: bytes, headers: Headers) -> Chunk:
             bad_version, bad_encoding, bad_rate, bad_session, bad_seq, bad_captured_at, bad_size, bad_flac,
             bad_location, bad_clock_error, bad_canary.
     """
+    return _read(key, value, headers, _pcm)
+
+
+def decode_head(key: bytes | None, value: bytes, headers: Headers) -> ChunkHead:
+    """Read a record whose audio is left out.
+
+    Raises:
+        ChunkError: as ``decode``; only a FLAC value that can't be decoded goes unnoticed.
+    """
+    chunk = _read(key, value, headers, _unread_pcm)
+    return ChunkHead(chunk.stream_id, chunk.session, chunk.seq, chunk.captured_at_ns)
+
+
+def _read(key: bytes | None, value: bytes, headers: Headers, read_pcm: Callable[[str, bytes], Pcm]) -> Chunk:
     if not key:
         raise ChunkError("missing_key", "The record has no key; the key is the stream id.")
     try:
@@ -212,7 +238,7 @@ def decode(key: bytes | None, value: bytes, headers: Headers) -> Chunk:
         session=fields["session"],
         seq=_integer(fields["seq"], "bad_seq", "Sequence number"),
         captured_at_ns=_integer(fields["captured_at"], "bad_captured_at", "Capture time"),
-        pcm=_pcm(fields["enc"], value),
+        pcm=read_pcm(fields["enc"], value),
         location=Location.from_text(fields["location"]) if "location" in fields else None,
         clock_error_seconds=_clock_error(fields["clock_error_seconds"]) if "clock_error_seconds" in fields else None,
         canary=fields.get("canary"),
@@ -236,15 +262,33 @@ def _clock_error(text: str) -> float:
 
 
 def _pcm(encoding: str, value: bytes) -> Pcm:
+    _check_value(encoding, value)
+    if encoding == "pcm_s16le":
+        return np.frombuffer(value, dtype="<i2").astype(np.int16, copy=False)
+    return _from_flac(value)
+
+
+def _unread_pcm(encoding: str, value: bytes) -> Pcm:
+    _check_value(encoding, value)
+    return _silence()
+
+
+@functools.cache
+def _silence() -> Pcm:
+    pcm = np.zeros(CHUNK_SAMPLES, np.int16)
+    pcm.flags.writeable = False
+    return pcm
+
+
+def _check_value(encoding: str, value: bytes) -> None:
     if encoding == "pcm_s16le":
         if len(value) != CHUNK_BYTES:
             raise ChunkError("bad_size", f"The value has {len(value)} bytes; a PCM chunk has {CHUNK_BYTES}.")
-        return np.frombuffer(value, dtype="<i2").astype(np.int16, copy=False)
-    if encoding == "flac":
+    elif encoding == "flac":
         if len(value) > MAX_VALUE_BYTES:
             raise ChunkError("bad_size", f"The FLAC value has {len(value)} bytes; at most {MAX_VALUE_BYTES} are read.")
-        return _from_flac(value)
-    raise ChunkError("bad_encoding", f"Encoding {encoding[:40]!r} is not known; this reads pcm_s16le and flac.")
+    else:
+        raise ChunkError("bad_encoding", f"Encoding {encoding[:40]!r} is not known; this reads pcm_s16le and flac.")
 
 
 def _to_flac(pcm: Pcm) -> bytes:

@@ -15,10 +15,10 @@ import random
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tenacity
@@ -33,7 +33,7 @@ from detector.alert import Alert
 from detector.batcher import Batcher
 from detector.bus import open_bus
 from detector.bus.base import Bus, Commit, Consumer, Headers, Jump, Producer, Record, TopicPartition
-from detector.chunk import CHUNK_SAMPLES, CHUNK_SECONDS, decode
+from detector.chunk import CHUNK_SAMPLES, CHUNK_SECONDS, decode, decode_head
 from detector.config import Settings
 from detector.console.server import ConsoleServer
 from detector.decision import CloseReason
@@ -42,7 +42,7 @@ from detector.errors import AlertError, BusError, BusUnavailable, ChunkError, Co
 from detector.metrics import Metrics
 from detector.model import Model, load_model
 from detector.operating_point import choose_threshold
-from detector.pipeline import Account, Emitted, Pipeline, Rebuild, pipeline_for
+from detector.pipeline import Account, Emitted, Pipeline, Rebuild, Taken, pipeline_for
 from detector.stream import Arrival
 from detector.topics import tell_findings, topic_settings
 
@@ -58,8 +58,12 @@ _FIRST_BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS, _STEADY_SECONDS = 0.5, 15.0, 30.0
 _REJECTION_SECONDS = 10.0
 _FINISH_SECONDS, _DELAYED_SECONDS = 3.0, 30.0
 _STREAMS_A_LINE = 20
+# What is left out is looked at for whose it is, and told in pieces. Where it is foreseen after a while that this would
+# take longer than may be, the rest is passed over unread: it is the present that matters.
+_TELL_SECONDS, _FORESEE_SECONDS, _LOOK_SECONDS = 5.0, 5.0, 60.0
 _FULL_BYTES = 4 << 20
 _LETTER_BYTES = 1_000_000
+_LETTER = "letter"
 _METADATA_VERSION = 2
 # Examples begin at multiples of half a chunk, less the carry-over: an index says as much as a sample, in less room.
 _STEP_SAMPLES = CHUNK_SAMPLES // 2
@@ -168,6 +172,50 @@ class _Abandoned:
     reason: CloseReason = "model_changed"
 
 
+@dataclass(slots=True)
+class _Tally:
+    """What became of one partition's records, for the metrics: told once it is committed.
+
+    ``records``: heard. ``lost``, ``cut``: by retention, and with the log's end.
+    """
+
+    records: int = 0
+    analysed: int = 0
+    duplicates: int = 0
+    missing: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    skipped: int = 0
+    unread: int = 0
+    lost: int = 0
+    cut: int = 0
+
+    def add(self, other: _Tally) -> None:
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass(slots=True)
+class _LeftOut:
+    """A stretch of a partition that is being left out: read, so that it can be said whose it is, but not heard.
+
+    Attributes:
+        began: first offset left out, and when (by the loop's clock).
+        told: first offset not told yet, and when that was last done.
+        next: first offset not read yet.
+        until: where it ends.
+        tally, by_stream: of what is not told yet.
+        is_due: it must be told with the next commit.
+    """
+
+    began: tuple[int, float]
+    told: tuple[int, float]
+    next: int
+    until: int
+    tally: _Tally = field(default_factory=_Tally)
+    by_stream: Counter[str] = field(default_factory=Counter)
+    is_due: bool = False
+
+
 class Session:
     """One membership of the group: from joining to the first failure or the end. Not thread-safe.
 
@@ -204,6 +252,9 @@ class Session:
         self._told = Account()
         self._silent_until: dict[TopicPartition, int] = {}
         self._positions: dict[TopicPartition, int] = {}  # processed, not committed
+        self._tallies: defaultdict[TopicPartition, _Tally] = defaultdict(_Tally)  # of the same records
+        self._sent: Counter[str] = Counter()  # by an alert's state, and letters; not stored yet
+        self._left_out: dict[TopicPartition, _LeftOut] = {}
         self._times_ms: dict[TopicPartition, int] = {}  # of the newest record processed
         self._assignments: Counter[TopicPartition] = Counter()  # how often each was taken away
         self._unsaid = self._unsaid_bytes = 0  # sent since the last commit
@@ -255,6 +306,7 @@ class Session:
         self._publish(self._pipeline.run())
         self._close_abandoned()
         now = self._monotonic()
+        self._end_left_out(now)
         if now - self._last_sweep >= (_IDLE_SWEEP_SECONDS if not gathered else _BUSY_SWEEP_SECONDS):
             self._last_sweep = now
             self._forget_idle()
@@ -269,6 +321,8 @@ class Session:
     def finish(self) -> None:
         """Commit for the last time; while the group shares out anew, once that is done. Raises BusError."""
         deadline = self._monotonic() + _FINISH_SECONDS
+        for left in self._left_out.values():
+            left.is_due = True
         while True:
             try:
                 return self.commit()
@@ -287,6 +341,8 @@ class Session:
 
     def commit(self) -> None:
         """Store what was sent and then, or with it, the offsets. Raises BusError; nothing was committed then."""
+        for partition in [p for p, left in self._left_out.items() if left.is_due]:
+            self._tell_left_out(partition)
         if not self._positions and not self._unsaid:
             return
         now_ms = int(self._wall() * 1000)
@@ -306,12 +362,49 @@ class Session:
                 self._metrics.commits.labels("delayed" if isinstance(e, CommitDelayed) else "failed").inc()
                 raise
         self._metrics.commits.labels("stored").inc()
+        self._count_committed()
         self._positions.clear()
         self._unsaid = self._unsaid_bytes = 0
         self._last_commit = self._monotonic()
 
+    def _count_committed(self) -> None:
+        """Move the counters by what the commit just made took in."""
+        m = self._metrics
+        for partition in self._positions:
+            tally = self._tallies.pop(partition, None)
+            if tally is None:
+                continue
+            number = str(partition.partition)
+            m.records_in.inc(tally.records)
+            m.chunks_out.inc(tally.analysed)
+            m.duplicates.inc(tally.duplicates)
+            m.missing.inc(tally.missing)
+            for reason, count in tally.rejected.items():
+                m.rejected.labels(reason).inc(count)
+            m.skipped_records.inc(tally.skipped + tally.unread)
+            m.skipped.inc(tally.skipped)
+            m.unread.inc(tally.unread)
+            if tally.lost:
+                m.lost_records.labels(number).inc(tally.lost)
+            if tally.cut:
+                m.cut_records.labels(number).inc(tally.cut)
+        m.deadletters.inc(self._sent.pop(_LETTER, 0))
+        for state, count in self._sent.items():
+            m.alerts.labels(state).inc(count)
+        self._sent.clear()
+
+    def _drop_tally(self, partition: TopicPartition) -> None:
+        """What was made of it was not committed: it will be read again."""
+        tally = self._tallies.pop(partition, _Tally())
+        left = self._left_out.pop(partition, None)
+        if left is not None:
+            tally.add(left.tally)
+        self._metrics.uncommitted.inc(tally.records + tally.skipped)
+
     def close(self) -> None:
         """Leave the group. What was not committed will be read again by whoever comes next."""
+        for partition in self._tallies.keys() | self._left_out.keys():
+            self._drop_tally(partition)
         try:
             self._producer.abort()
         except BusError as e:
@@ -329,8 +422,11 @@ class Session:
     def _note_jump(self, jump: Jump) -> None:
         """Tell and count what is not in the log any more; commit where reading goes on, so that it is told once."""
         partition, position, to = jump
+        if partition in self._left_out:
+            self._tell_left_out(partition)
         if to < position:
-            self._metrics.cut_records.labels(str(partition.partition)).inc(position - to)
+            self._left_out.pop(partition, None)
+            self._tallies[partition].cut += position - to
             log.error(
                 "%s[%d]: the log ends at %d and was read up to %d: its last records are gone from the brokers (a power "
                 "cut, or a copy that lagged took over). What comes now is heard; streams begin anew there.",
@@ -343,7 +439,7 @@ class Session:
             return
         first = max(position, self._silent_until.get(partition, 0))  # what lies before was heard
         if to > first:
-            self._metrics.lost_records.labels(str(partition.partition)).inc(to - first)
+            self._tallies[partition].lost += to - first
             log.warning(
                 "%s[%d]: retention dropped records %d to %d (%d) before they were read: lost coverage. Keep audio "
                 "longer (topics.chunks_retention_seconds), or add detectors.",
@@ -353,26 +449,64 @@ class Session:
 
     def _take(self, record: Record) -> None:
         partition = record.topic_partition
-        silent = record.offset < self._silent_until.get(partition, 0)
         self._times_ms[partition] = record.timestamp_ms
-        if not silent:
-            self._oldest_ms[partition] = min(record.timestamp_ms, self._oldest_ms.get(partition, record.timestamp_ms))
-            self._metrics.records_in.inc()
-            self._positions[partition] = record.offset + 1
+        if record.offset < self._silent_until.get(partition, 0):
+            self._metrics.reread.inc()
+            with suppress(ChunkError):  # it was told when it was first read
+                self._submit(record)
+            return
+        self._oldest_ms[partition] = min(record.timestamp_ms, self._oldest_ms.get(partition, record.timestamp_ms))
+        left = self._left_out.get(partition)
+        if left is not None and record.offset < left.until:
+            self._leave_out(record, left)
+            return
+        if left is not None:
+            self._tell_left_out(partition)
+            del self._left_out[partition]
+        tally = self._tallies[partition]
+        tally.records += 1
+        self._positions[partition] = record.offset + 1
         try:
-            with self._metrics.stage.labels("decode").time():
-                chunk = decode(record.key, record.value, record.headers)
-            self._pipeline.submit(Arrival(chunk, partition, record.offset, self._monotonic()))
+            taken = self._submit(record)
         except ChunkError as e:
-            if not silent:  # else it was told when it was first read
-                self._reject(record, e)
+            self._reject(record, e, tally)
+            return
+        tally.missing += taken.missing
+        if taken.is_duplicate:
+            tally.duplicates += 1
+        else:
+            tally.analysed += 1  # by the time of the commit it is
 
-    def _reject(self, record: Record, error: ChunkError) -> None:
-        self._metrics.rejected.labels(error.reason).inc()
+    def _submit(self, record: Record) -> Taken:
+        with self._metrics.stage.labels("decode").time():
+            chunk = decode(record.key, record.value, record.headers)
+        return self._pipeline.submit(Arrival(chunk, record.topic_partition, record.offset, self._monotonic()))
+
+    def _leave_out(self, record: Record, left: _LeftOut) -> None:
+        """Count whose audio it is that nobody hears. What is no chunk, or came before, is treated as ever."""
+        left.next = record.offset + 1
+        try:
+            head = decode_head(record.key, record.value, record.headers)
+            taken = self._pipeline.leave_out(head, record.topic_partition, record.offset, self._monotonic())
+        except ChunkError as e:
+            left.tally.records += 1
+            left.is_due = True  # the position is committed with the letter
+            self._reject(record, e, left.tally)
+            return
+        left.tally.missing += taken.missing
+        if taken.is_duplicate:
+            left.tally.records += 1
+            left.tally.duplicates += 1
+        else:
+            left.tally.skipped += 1
+            left.by_stream[head.stream_id] += 1
+
+    def _reject(self, record: Record, error: ChunkError, tally: _Tally) -> None:
+        tally.rejected[error.reason] += 1
         self._rejections.tell(record, error)
         key, value, headers = deadletters.letter_of(record, error, int(self._wall() * 1e9), self._letter_bytes)
         self._producer.send(self._topics.deadletter, key, value, headers)
-        self._metrics.deadletters.inc()
+        self._sent[_LETTER] += 1
         self._unsaid += 1
         self._unsaid_bytes += len(value)
 
@@ -397,7 +531,7 @@ class Session:
         self._producer.send(self._topics.alerts, key, value, (*headers, *more_headers))
         self._unsaid += 1
         self._unsaid_bytes += len(value)
-        self._metrics.alerts.labels(alert.state).inc()
+        self._sent[alert.state] += 1
         log.info(
             "Alert %s of %s: %s, score %.3f, onset %s, %d shots", alert.state, alert.stream, alert.label,
             alert.peak_score, alert.onset_at, alert.onset_count,
@@ -412,7 +546,12 @@ class Session:
         self._publish(emitted)
         if emitted:
             for partition in self._consumer.assignment():
-                self._positions.setdefault(partition, self._consumer.position(partition))
+                self._positions.setdefault(partition, self._settled(partition))
+
+    def _settled(self, partition: TopicPartition) -> int:
+        """Up to where all that was read is published and counted. Nothing waits for ``run``."""
+        left = self._left_out.get(partition)
+        return self._consumer.position(partition) if left is None else left.told[0]
 
     def _is_rebuilding(self, partition: TopicPartition) -> bool:
         return self._consumer.position(partition) < self._silent_until.get(partition, 0)
@@ -425,7 +564,7 @@ class Session:
             for alert, headers in found:
                 self._send_alert(abandoned.closing(alert, left.reason), headers)
             if found:
-                self._positions.setdefault(partition, self._consumer.position(partition))
+                self._positions.setdefault(partition, self._settled(partition))
             del self._abandoned[partition]
 
     def _look_at_lag(self, now: float) -> None:
@@ -443,7 +582,7 @@ class Session:
             if is_late and not self._is_rebuilding(partition):
                 late[partition] = lag_seconds, end
         if late and self._skips:
-            self._skip(late)
+            self._skip(late, now)
         elif late and now >= self._next_late_warning:
             self._next_late_warning = now + _LATE_WARNING_SECONDS
             log.warning(
@@ -461,23 +600,81 @@ class Session:
         by_count = behind * CHUNK_SECONDS / max(1, self._pipeline.stream_count_of(partition))
         return max(0.0, min(by_count, self._wall() - oldest_ms / 1000))
 
-    def _skip(self, late: Mapping[TopicPartition, tuple[float, int]]) -> None:
-        """Leave out what waits of these partitions, up to the offset given, and commit that with the closings."""
-        skipped = 0
+    def _skip(self, late: Mapping[TopicPartition, tuple[float, int]], now: float) -> None:
+        """Leave out what waits of these partitions, up to the offset given at least."""
         for partition, (lag_seconds, end) in late.items():
+            left = self._left_out.get(partition)
+            if left is not None:
+                left.until = end
+                self._pass_over_if_slow(partition, left, now)
+                continue
             first = self._consumer.position(partition)
             self._publish(self._pipeline.skip(partition))
-            self._consumer.seek(partition, end)
-            self._positions[partition] = end
-            self._times_ms.pop(partition, None)
-            self._oldest_ms.pop(partition, None)
-            skipped += end - first
+            self._positions[partition] = first
+            self._left_out[partition] = _LeftOut((first, now), (first, now), first, end)
             log.warning(
-                "%s[%d]: %.0f s late, more than daemon.max_lag_seconds: records %d to %d (%d) are left out unheard.",
-                *partition, lag_seconds, first, end - 1, end - first,
+                "%s[%d]: %.0f s late, more than daemon.max_lag_seconds: what waits from record %d on is left out "
+                "unheard.",
+                *partition, lag_seconds, first,
             )  # fmt: skip
         self._commit_soon()
-        self._metrics.skipped_records.inc(skipped)
+
+    def _pass_over_if_slow(self, partition: TopicPartition, left: _LeftOut, now: float) -> None:
+        """Looking at each record would take too long: go to the end at once."""
+        first, began = left.began
+        spent_seconds, position = now - began, self._consumer.position(partition)
+        a_second = (position - first) / max(spent_seconds, 1e-9)
+        whole_seconds = spent_seconds + (left.until - position) / max(a_second, 1e-9)
+        if spent_seconds < _FORESEE_SECONDS or whole_seconds <= _LOOK_SECONDS:
+            return
+        self._tell_left_out(partition)
+        del self._left_out[partition]
+        self._pipeline.pass_over(partition)
+        self._consumer.seek(partition, left.until)
+        self._positions[partition] = left.until
+        self._tallies[partition].unread += left.until - position
+        self._oldest_ms.pop(partition, None)
+        log.warning(
+            "%s[%d]: records %d to %d (%d) are left out unread: nobody knows of which streams. To look at all that "
+            "waits would take %.0f s more.",
+            *partition, position, left.until - 1, left.until - position, whole_seconds - spent_seconds,
+        )  # fmt: skip
+
+    def _end_left_out(self, now: float) -> None:
+        """Hear again what lies behind a stretch that was left out; tell of one that goes on, from time to time."""
+        for partition, left in list(self._left_out.items()):
+            if self._consumer.position(partition) >= left.until:
+                self._tell_left_out(partition)
+                del self._left_out[partition]
+            elif now - left.told[1] >= _TELL_SECONDS:
+                left.is_due = True
+
+    def _tell_left_out(self, partition: TopicPartition) -> None:
+        """Say of which streams the records are that were left out since this was last done.
+
+        Before they are committed: what was left out is said even where the detector dies meanwhile. Where it does, who
+        comes next may say it again, of the same records.
+        """
+        left = self._left_out[partition]
+        first, tally = left.told[0], left.tally
+        left.told, left.is_due = (left.next, self._monotonic()), False
+        if left.next == first:
+            return
+        self._positions[partition] = left.next
+        self._tallies[partition].add(tally)
+        if tally.skipped:
+            log.warning(
+                "%s[%d]: records %d to %d (%d) are left out unheard: lost coverage of %d streams, %.1f s.",
+                *partition, first, left.next - 1, tally.skipped, len(left.by_stream), tally.skipped * CHUNK_SECONDS,
+            )  # fmt: skip
+        names = [f"{stream} {n} chunks ({n * CHUNK_SECONDS:.1f} s)" for stream, n in sorted(left.by_stream.items())]
+        for start in range(0, len(names), _STREAMS_A_LINE):
+            log.warning(
+                "Lost coverage, records %d to %d of %s[%d]: %s.",
+                first, left.next - 1, *partition, ", ".join(names[start : start + _STREAMS_A_LINE]),
+            )  # fmt: skip
+        left.tally = _Tally()
+        left.by_stream.clear()
 
     def _assigned(self, consumer: Consumer, partitions: frozenset[TopicPartition]) -> None:
         for partition in sorted(partitions):
@@ -514,6 +711,8 @@ class Session:
             log.info("%s[%d]: rebuilding from %d, new from %d.", *partition, start, committed.offset)
 
     def _revoked(self, consumer: Consumer, partitions: frozenset[TopicPartition]) -> None:
+        for partition in partitions & self._left_out.keys():
+            self._left_out[partition].is_due = True
         try:
             self.commit()
         except (CommitFenced, CommitDelayed) as e:
@@ -522,6 +721,7 @@ class Session:
             log.info("Partitions were taken over before their last commit; the new owner reads on from there: %s", e)
         finally:
             for partition in partitions:
+                self._drop_tally(partition)
                 self._pipeline.drop_partition(partition)
                 self._positions.pop(partition, None)
                 self._times_ms.pop(partition, None)
@@ -534,10 +734,7 @@ class Session:
         m, account, told = self._metrics, self._pipeline.account, self._told
         for counter, value, before in (
             (m.chunks_in, account.accepted, told.accepted),
-            (m.chunks_out, account.analysed, told.analysed),
             (m.rebuilt, account.rebuilt, told.rebuilt),
-            (m.duplicates, account.duplicates, told.duplicates),
-            (m.missing, account.missing, told.missing),
             (m.examples_in, account.examples, told.examples),
             (m.examples_out, account.scored, told.scored),
         ):
@@ -547,15 +744,7 @@ class Session:
         for size in account.batches:
             m.batch.observe(size)
         account.batches.clear()
-        if account.skipped:
-            m.skipped.inc(sum(account.skipped.values()))
-            names = [
-                f"{stream} {n} chunks ({n * CHUNK_SECONDS:.1f} s)" for stream, n in sorted(account.skipped.items())
-            ]
-            for first in range(0, len(names), _STREAMS_A_LINE):
-                log.warning("Lost coverage, not heard: %s.", ", ".join(names[first : first + _STREAMS_A_LINE]))
-            account.skipped.clear()
-        self._told = replace(account, batches=[], resets=account.resets.copy(), skipped=Counter())
+        self._told = replace(account, batches=[], resets=account.resets.copy())
         m.in_progress.set(self._pipeline.examples_in_progress)
 
 

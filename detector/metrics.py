@@ -19,22 +19,39 @@ class Metrics:
             return Gauge(f"gunfire_{name}", help_text, labels, registry=registry)
 
         self.registry = registry
-        self.records_in = counter("records_received", "Records read from the chunk topic (rebuilding not counted).")
-        self.chunks_in = counter("chunks_accepted", "Chunks decoded and taken into their stream.")
+        # The account. These count when what came of the records is committed, so each record counts once, whatever died
+        # before: received = analysed + duplicate + rejected, and left out = chunks_skipped + records_skipped_unread.
+        self.records_in = counter("records_received", "Records heard, each once: counted with its commit.")
         self.chunks_out = counter("chunks_analysed", "Chunks whose examples were scored and decided.")
         self.rejected = counter("chunks_rejected", "Records that were no usable chunk, by reason.", ("reason",))
         self.duplicates = counter("chunks_duplicate", "Chunks whose sequence number had been seen; not analysed again.")
         self.missing = counter("chunks_missing", "Sequence numbers that never came: audio lost before the detector.")
         self.skipped_records = counter(
-            "records_skipped", "Records left out unread because the detector was late (daemon.max_lag_seconds)."
+            "records_skipped", "Records left out because the detector was late (daemon.max_lag_seconds)."
         )
-        self.skipped = counter("chunks_skipped", "Lost coverage: chunks of known streams among the records left out.")
+        self.skipped = counter(
+            "chunks_skipped", "Lost coverage: chunks among the records left out; the log says of which stream."
+        )
+        self.unread = counter(
+            "records_skipped_unread", "Records left out without a look at whose they are, as that took too long."
+        )
         self.lost_records = counter(
             "records_lost", "Records that retention dropped before they were read, by partition.", ("partition",)
         )
         self.cut_records = counter(
             "records_cut", "Records that had been read when the log lost its end, by partition.", ("partition",)
         )
+        self.alerts = counter("alerts_published", "Alert events published, by state.", ("state",))
+        self.deadletters = counter("deadletters_published", "Records put on the dead-letter topic.")
+        # What was read beside that.
+        self.reread = counter("records_reread", "Records read again in silence to rebuild state.")
+        self.uncommitted = counter(
+            "records_uncommitted",
+            "Records read of which nothing was committed, as the bus failed or another detector took over; they are "
+            "read again.",
+        )
+        # Work done, counted at once.
+        self.chunks_in = counter("chunks_accepted", "Chunks decoded and taken into their stream, also when read again.")
         self.resets = counter("stream_resets", "Times that a stream began anew, by reason.", ("reason",))
         self.rebuilt = counter("chunks_rebuilt", "Chunks read again in silence to rebuild state.")
         self.examples_in = counter("examples_assembled", "Examples cut from chunks.")
@@ -42,8 +59,6 @@ class Metrics:
         self.in_progress = gauge("examples_in_progress", "Examples cut and not yet decided.")
         self.streams = gauge("streams", "Streams with state in memory.")
         self.open_alerts = gauge("alerts_open", "Alerts opened and not closed.")
-        self.alerts = counter("alerts_published", "Alert events published, by state.", ("state",))
-        self.deadletters = counter("deadletters_published", "Records put on the dead-letter topic.")
         self.commits = counter("commits", "Offset commits, by outcome.", ("outcome",))
         self.bus_errors = counter("bus_errors", "Times that the bus failed, by kind.", ("kind",))
         self.lag = gauge("lag_records", "Records in the chunk topic not yet read, by partition.", ("partition",))

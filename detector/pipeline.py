@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from detector.alert import Alert, AudioRange, ModelIdentity, build
 from detector.bus.base import TopicPartition
+from detector.chunk import ChunkHead
 from detector.decision import DecisionSettings, InterruptReason, ScoredExample, Transition
 from detector.embedders.params import EMBEDDING_SIZE
 from detector.errors import ChunkError, ConfigError
@@ -63,7 +64,21 @@ class Account:
     scored: int = 0
     batches: list[int] = field(default_factory=list)
     resets: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)  # chunks left out, by stream; known once it is heard again
+
+
+class Taken(NamedTuple):
+    """What became of a chunk that was handed in.
+
+    Attributes:
+        is_duplicate: it had been seen, and was dropped.
+        missing: how many chunks of its session never came before it.
+    """
+
+    is_duplicate: bool
+    missing: int
+
+
+_DUPLICATE, _NEXT = Taken(True, 0), Taken(False, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,41 +193,46 @@ class Pipeline:
     def examples_in_progress(self) -> int:
         return self.account.examples - self.account.scored
 
-    def submit(self, arrival: Arrival) -> None:
+    def submit(self, arrival: Arrival) -> Taken:
         """Take a chunk into its stream and cut its examples; ``run`` does the rest.
 
         Raises:
             ChunkError: ``too_many_streams``; nothing else changed.
         """
         chunk = arrival.chunk
-        stream = self._streams.get(chunk.stream_id)
-        if stream is None:
-            if len(self._streams) >= self._max_streams:
-                raise ChunkError(
-                    "too_many_streams",
-                    f"Stream {chunk.stream_id!r} would be one more than max_streams ({self._max_streams}); raise it, "
-                    "or give the topic more partitions and start another detector.",
-                )
-            stream = self._streams[chunk.stream_id] = StreamState(
-                chunk.stream_id,
-                hop_samples=self.hop_samples,
-                window_examples=self.window_examples,
-                decision=self.decision,
-            )
+        stream = self._stream_of(chunk.stream_id)
         silent, decide_from_sample = self._silence(arrival)
         if stream.is_duplicate(chunk):
             self.account.duplicates += not silent
-            return
-        if stream.skipping:
-            self.account.skipped[chunk.stream_id] += stream.skipped_before(chunk)
+            return _DUPLICATE
+        missing = stream.missing_before(chunk)
         if reason := stream.break_before(chunk):
-            if not silent:
-                self.account.missing += stream.missing_before(chunk)
             self._end_run(stream, reason, silent)
+        if not silent:
+            self.account.missing += missing
         examples = stream.accept(arrival)
         self.account.accepted += 1
         self.account.examples += len(examples)
         self._work.append(_ChunkWork(stream, ChunkMark.of(arrival), examples, silent, decide_from_sample))
+        return Taken(False, missing) if missing else _NEXT
+
+    def _stream_of(self, stream_id: str) -> StreamState:
+        """Its state; a fresh one where it is new."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            if len(self._streams) >= self._max_streams:
+                raise ChunkError(
+                    "too_many_streams",
+                    f"Stream {stream_id!r} would be one more than max_streams ({self._max_streams}); raise it, "
+                    "or give the topic more partitions and start another detector.",
+                )
+            stream = self._streams[stream_id] = StreamState(
+                stream_id,
+                hop_samples=self.hop_samples,
+                window_examples=self.window_examples,
+                decision=self.decision,
+            )
+        return stream
 
     def run(self) -> list[Emitted]:
         """Score and decide everything submitted; return what there is to tell, in order."""
@@ -244,13 +264,37 @@ class Pipeline:
     def skip(self, partition: TopicPartition) -> list[Emitted]:
         """What comes next of the partition is left out: end its streams' runs there, so that nothing is spliced.
 
-        How much it was, ``account.skipped`` tells for each stream with its next chunk. Nothing may be waiting for
-        ``run``.
+        What is left out goes to ``leave_out``, and where it is not even read ``pass_over`` is told. Nothing may be
+        waiting for ``run``.
         """
         for stream in self._streams_of(partition):
-            self._end_run(stream, "overload", silent=False)
-            stream.skipping = True
+            if not stream.skipping:
+                self._end_run(stream, "overload", silent=False)
+                stream.skipping = True
         return self.run()
+
+    def leave_out(self, head: ChunkHead, partition: TopicPartition, offset: int, seen_seconds: float) -> Taken:
+        """Pass over a chunk of a partition for which ``skip`` was called; its stream goes on behind it.
+
+        Raises:
+            ChunkError: ``too_many_streams``; nothing changed.
+        """
+        stream = self._stream_of(head.stream_id)
+        if stream.is_duplicate(head):
+            self.account.duplicates += 1
+            return _DUPLICATE
+        missing = stream.missing_before(head)
+        self.account.missing += missing
+        if stream.newest is not None and not stream.skipping:  # it was in another partition
+            self._end_run(stream, "overload", silent=False)
+        stream.leave_out(ChunkMark.of_left_out(head, partition, offset, seen_seconds))
+        return Taken(False, missing) if missing else _NEXT
+
+    def pass_over(self, partition: TopicPartition) -> None:
+        """Records of a partition for which ``skip`` was called were passed over unread: what is missing after them is
+        not missing."""
+        for stream in self._streams_of(partition):
+            stream.unread = True
 
     def stream_count_of(self, partition: TopicPartition) -> int:
         """How many streams are known to lie in the partition."""
@@ -324,21 +368,23 @@ class Pipeline:
         chunks = [w for w in batch if isinstance(w, _ChunkWork)]
         examples = [e for w in chunks for e in w.examples]
         scores: Iterator[Float32Array] = iter(())
+        embeddings: Iterator[Float32Array] = iter(())
+        windows = np.zeros((len(examples), self.window_examples, EMBEDDING_SIZE), np.float32)
+        num_frames = np.zeros(len(examples), np.int32)
         if examples:
             pcm = np.stack([e.pcm for e in examples])
             with self._stage("embed"):
-                embeddings = self._scorer.embed(pcm)
-            windows = np.zeros((len(examples), self.window_examples, EMBEDDING_SIZE), np.float32)
-            num_frames = np.zeros(len(examples), np.int32)
-            row = 0
-            for work in batch:
-                if isinstance(work, _RunEnd):
-                    work.stream.window.reset()
-                    continue
-                for _ in work.examples:
-                    work.stream.window.push(embeddings[row])
-                    num_frames[row] = work.stream.window.write(windows[row])
-                    row += 1
+                embeddings = iter(self._scorer.embed(pcm))
+        row = 0
+        for work in batch:
+            if isinstance(work, _RunEnd):
+                work.stream.window.reset()
+                continue
+            for _ in work.examples:
+                work.stream.window.push(next(embeddings))
+                num_frames[row] = work.stream.window.write(windows[row])
+                row += 1
+        if examples:
             with self._stage("classify"):
                 scores = iter(self._scorer.classify(windows, num_frames))
             self.account.batches.append(len(examples))

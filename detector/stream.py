@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detector.bus.base import TopicPartition
-from detector.chunk import CHUNK_SAMPLES, RATE_HZ, Chunk, Location
+from detector.chunk import CHUNK_SAMPLES, RATE_HZ, Chunk, ChunkHead, Location
 from detector.decision import Decision, DecisionSettings, InterruptReason
 from detector.embedders.params import EMBEDDING_SIZE
 from detector.examples import Example, ExampleAssembler
@@ -63,6 +63,12 @@ class ChunkMark:
             offset=arrival.offset,
             seen_seconds=arrival.seen_seconds,
         )
+
+    @staticmethod
+    def of_left_out(head: ChunkHead, partition: TopicPartition, offset: int, seen_seconds: float) -> ChunkMark:
+        return ChunkMark(
+            head.session, head.seq, head.captured_at_ns, None, None, None, partition, offset, seen_seconds
+        )  # fmt: skip
 
     @property
     def first_sample(self) -> int:
@@ -120,7 +126,8 @@ class StreamState:
         self.stream_id = stream_id
         self.assembler = ExampleAssembler(hop_samples)
         self.newest: ChunkMark | None = None
-        self.skipping = False  # what comes next was left out, up to the next chunk accepted
+        self.skipping = False  # the run has ended, audio is left out up to the next chunk accepted
+        self.unread = False  # records were passed over unread since ``newest``
         self.window = Window(window_examples, CHUNK_SAMPLES // hop_samples)
         self.decision = Decision(decision)
         self.marks: deque[ChunkMark] = deque()
@@ -128,30 +135,24 @@ class StreamState:
     def reset(self) -> None:
         """Forget all; the next chunk begins a new run."""
         self.newest = None
-        self.skipping = False
+        self.skipping = self.unread = False
         self.assembler.reset()
         self.window.reset()
         self.forget_decided()
 
-    def is_duplicate(self, chunk: Chunk) -> bool:
+    def is_duplicate(self, chunk: Chunk | ChunkHead) -> bool:
         """The run has been past this chunk: it was sent or read twice."""
         return self.newest is not None and chunk.session == self.newest.session and chunk.seq <= self.newest.seq
 
-    def missing_before(self, chunk: Chunk) -> int:
-        """How many chunks of the session never came."""
-        if self.newest is None or chunk.session != self.newest.session:
+    def missing_before(self, chunk: Chunk | ChunkHead) -> int:
+        """How many chunks of the session never came; 0 where that can't be told."""
+        if self.newest is None or self.unread or chunk.session != self.newest.session:
             return 0
         return chunk.seq - self.newest.seq - 1
 
-    def skipped_before(self, chunk: Chunk) -> int:
-        """How many chunks were left out before this one; of a session that began meanwhile, those of its own."""
-        if not self.skipping or self.newest is None:
-            return 0
-        return self.missing_before(chunk) if chunk.session == self.newest.session else chunk.seq
-
     def break_before(self, chunk: Chunk) -> InterruptReason | None:
         """Why ``chunk`` does not continue the run; None where it does, or where there is nothing to continue."""
-        if self.newest is None or self.skipping:  # where skipping began the run was ended already
+        if self.newest is None or self.skipping:
             return None
         if chunk.session != self.newest.session:
             return "new_session"
@@ -160,8 +161,13 @@ class StreamState:
     def accept(self, arrival: Arrival) -> list[Example]:
         """Add the run's next chunk; return the examples it completes."""
         self.newest = ChunkMark.of(arrival)
-        self.skipping = False
+        self.skipping = self.unread = False
         return self.assembler.push(arrival.chunk.pcm, arrival.chunk.first_sample)
+
+    def leave_out(self, mark: ChunkMark) -> None:
+        """Pass over the next chunk. The run must have ended."""
+        self.newest = mark
+        self.skipping, self.unread = True, False
 
     def forget_decided(self) -> None:
         """What is decided next is not contiguous with what was decided before."""

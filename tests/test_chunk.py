@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.bus.base import Headers
-from detector.chunk import CHUNK_SAMPLES, MAX_CAPTURED_AT_NS, MAX_SEQ, MAX_VALUE_BYTES, Chunk, Location, decode, encode
+from detector.chunk import (
+    CHUNK_SAMPLES,
+    MAX_CAPTURED_AT_NS,
+    MAX_SEQ,
+    MAX_VALUE_BYTES,
+    Chunk,
+    ChunkHead,
+    Location,
+    decode,
+    decode_head,
+    encode,
+)
 from detector.errors import ChunkError
 
 ENCODINGS = ("pcm_s16le", "flac")
@@ -149,6 +161,8 @@ def test_a_wrong_header_is_refused_with_its_reason(name: str, value: bytes | Non
         decode(key, pcm, changed(headers, **{name: value}))
     assert caught.value.reason == reason
     assert len(str(caught.value)) < 400
+    with pytest.raises(ChunkError, match=re.escape(str(caught.value))):
+        decode_head(key, pcm, changed(headers, **{name: value}))
 
 
 @pytest.mark.parametrize("name", ["v", "seq", "session", "location"])
@@ -184,6 +198,15 @@ def test_a_pcm_value_of_any_other_size_is_refused(size: int) -> None:
     with pytest.raises(ChunkError) as caught:
         decode(key, bytes(size), headers)
     assert caught.value.reason == "bad_size"
+    with pytest.raises(ChunkError, match=re.escape(str(caught.value))):
+        decode_head(key, bytes(size), headers)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@given(chunk=chunks())
+def test_the_head_says_which_chunk_it_is(chunk: Chunk, encoding: Any) -> None:
+    expected = ChunkHead(chunk.stream_id, chunk.session, chunk.seq, chunk.captured_at_ns)
+    assert decode_head(*encode(chunk, encoding)) == expected
 
 
 def sound(

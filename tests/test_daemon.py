@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 import sqlite3
 import urllib.error
 import urllib.request
-from contextlib import closing
+from collections import Counter
+from contextlib import closing, suppress
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from detector import alert as alerts
+from detector import daemon
 from detector.bus.base import Record, TopicPartition
 from detector.bus.embedded import EmbeddedBus
 from detector.bus.sqlite_file import OFFSET_BITS
@@ -401,36 +404,235 @@ def late_session(bus, monkeypatch, **settings):
     return session, metrics
 
 
+def told_by_stream(caplog):
+    """Chunks of each stream that the log says were left out."""
+    told = Counter()
+    for record in caplog.records:
+        for stream, count in re.findall(r"(\S+) (\d+) chunks \(", record.getMessage()):
+            told[stream] += int(count)
+    return told
+
+
+def step_late(session):
+    """A step that looks at the lag."""
+    session._last_gauges = -1e9
+    return session.step()
+
+
+ACCOUNT = ("records_received_total", "records_skipped_total", "chunks_analysed_total", "chunks_duplicate_total",
+           "chunks_skipped_total", "records_skipped_unread_total", "chunks_missing_total")  # fmt: skip
+
+
+def account_of(*all_metrics):
+    """The sum over processes of what each told last; it must balance."""
+    sums = {name.removesuffix("_total"): sum(value(m, name) for m in all_metrics) for name in ACCOUNT}
+    sums["chunks_rejected"] = sum(
+        sample.value
+        for m in all_metrics
+        for family in m.rejected.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    )
+    assert sums["records_received"] == sums["chunks_analysed"] + sums["chunks_duplicate"] + sums["chunks_rejected"], (
+        sums
+    )
+    assert sums["records_skipped"] == sums["chunks_skipped"] + sums["records_skipped_unread"], sums
+    return sums
+
+
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 def test_overload_leaves_out_what_waits_and_says_of_which_stream_how_much(bus, monkeypatch, caplog, delivery):
     streams = some_streams(2, chunks=60, seed=6)
     publish(bus, [s[:50] for s in streams])
     session, metrics = late_session(bus, monkeypatch, **OVERLOADED, DETECTOR__DAEMON__DELIVERY=delivery)
-    while session.step():
-        session._last_gauges = -1e9
-    skipped = value(metrics, "records_skipped_total")
+    while step_late(session):
+        pass
+    session.commit()
+    account = account_of(metrics)
+    skipped = account["records_skipped"]
     assert skipped > 50
-    assert value(metrics, "records_received_total") + skipped == 100
+    assert account["records_received"] + skipped == 100
     assert session._pipeline.open_alert_count == 0
     monkeypatch.setattr(session, "_wall", lambda: START_NS / 1e9 + 60)
     publish(bus, [s[50:] for s in streams])
     run_dry(session)
     session.close()
-    assert value(metrics, "records_received_total") + skipped == 120
-    assert value(metrics, "chunks_skipped_total") == skipped
-    assert value(metrics, "chunks_missing_total") == 0
+    account = account_of(metrics)
+    assert account["records_received"] + skipped == 120
+    assert account["chunks_skipped"] == skipped == told_by_stream(caplog).total()
+    assert account["chunks_missing"] == 0
     assert value(metrics, "stream_resets_total", reason="overload") >= 1
-    said = " ".join(r.getMessage() for r in caplog.records if "Lost coverage" in r.getMessage())
-    assert sum(int(word) for word, after in zip(said.split(), said.split()[1:], strict=False) if after == "chunks") == (
-        skipped
-    )
+
+
+def some_mess(bus, count, chunks, twice=True):
+    """Publish streams with gaps, junk between them, and chunks that come twice. Return how many of which."""
+    streams = some_streams(count, chunks=chunks, seed=8)
+    sent = Counter()
+    producer = bus.producer()
+    for arrival in log_of(*streams):
+        chunk = arrival.chunk
+        if chunk.seq % 13 == 5:  # never came
+            continue
+        for _ in range(2 if twice and chunk.seq % 7 == 3 else 1):
+            producer.send("audio.chunks", *encode(chunk), timestamp_ms=chunk.captured_at_ns // 1_000_000)
+            sent["records"] += 1
+        if chunk.seq % 5 == 0:
+            producer.send("audio.chunks", chunk.stream_id.encode(), b"junk", timestamp_ms=START_NS // 1_000_000)
+            sent["records"] += 1
+            sent["junk"] += 1
+        sent["chunks"] += 1
+    producer.close()
+    return sent
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+@pytest.mark.parametrize("tell_seconds", [0.0, 1e9])
+def test_the_account_balances_to_the_record_however_often_an_overloaded_detector_dies(
+    bus, monkeypatch, caplog, delivery, tell_seconds
+):
+    """Also where it never lives to hear a stream again after leaving it out, and never heard it before."""
+    monkeypatch.setattr(daemon, "_TELL_SECONDS", tell_seconds)
+    sent = some_mess(bus, count=5, chunks=40, twice=False)
+    everyone = []
+    for life in range(40):
+        session, metrics = late_session(bus, monkeypatch, **OVERLOADED, DETECTOR__DAEMON__DELIVERY=delivery)
+        everyone.append(metrics)
+        for _ in range(2 + life % 4):
+            step_late(session)
+        session.close()
+    session, metrics = late_session(bus, monkeypatch, **OVERLOADED, DETECTOR__DAEMON__DELIVERY=delivery)
+    run_dry(session)
+    session.finish()
+    session.close()
+    account = account_of(*everyone, metrics)
+    assert account["records_received"] + account["records_skipped"] == sent["records"]
+    assert account["chunks_rejected"] == sent["junk"]
+    assert account["chunks_analysed"] + account["chunks_skipped"] == sent["chunks"]
+    assert account["chunks_skipped"] > 20
+    assert told_by_stream(caplog).total() == account["chunks_skipped"]
+    assert len(told_by_stream(caplog)) >= 4
+    assert sum(value(m, "records_uncommitted_total") for m in everyone) > 0
+    assert len(published(bus, "audio.deadletter")) >= sent["junk"]
+    if delivery == "exactly_once":
+        assert len(published(bus, "audio.deadletter")) == sent["junk"]
+
+
+def test_what_is_missing_and_what_comes_twice_is_told_in_a_stretch_that_is_left_out_too(bus, monkeypatch):
+    stream = chunks_of("a", audio(np.random.default_rng(1), 60, []))
+    del stream[40:43]
+    publish(bus, [[*stream[:50], *stream[44:46], *stream[50:]]])
+    session, metrics = late_session(bus, monkeypatch, **OVERLOADED)
+    while step_late(session):
+        pass
+    session.finish()
+    session.close()
+    account = account_of(metrics)
+    assert account["chunks_missing"] == 3
+    assert account["chunks_duplicate"] == 2
+    assert account["chunks_analysed"] + account["chunks_skipped"] == 57
+
+
+def test_a_commit_that_is_delayed_tells_and_counts_what_was_left_out_once(bus, monkeypatch, caplog):
+    monkeypatch.setattr(daemon, "_TELL_SECONDS", 0.0)
+    publish(bus, some_streams(2, chunks=60, seed=6))
+    session, metrics = late_session(bus, monkeypatch, **OVERLOADED)
+    store, failures = session._producer.commit, iter([True, True, False] * 100)
+
+    def commit(*commits):
+        if next(failures):
+            raise CommitDelayed("the group shares out anew")
+        store(*commits)
+
+    monkeypatch.setattr(session._producer, "commit", commit)
+    while step_late(session):
+        pass
+    session.finish()
+    session.close()
+    account = account_of(metrics)
+    assert account["records_received"] + account["records_skipped"] == 120
+    assert told_by_stream(caplog).total() == account["chunks_skipped"] > 50
+
+
+def test_where_even_looking_at_what_is_left_out_takes_too_long_the_rest_is_passed_over(bus, monkeypatch, caplog):
+    streams = some_streams(2, chunks=210, seed=6)
+    publish(bus, [s[:200] for s in streams])
+    session, metrics = late_session(bus, monkeypatch, **OVERLOADED)
+    clock = iter(range(0, 10**6, 2))
+    monkeypatch.setattr(session, "_monotonic", lambda: next(clock) * 0.25)  # each look at the clock takes a while
+    while step_late(session):
+        pass
+    session.commit()
+    monkeypatch.setattr(session, "_wall", lambda: START_NS / 1e9 + 60)
+    publish(bus, [s[200:] for s in streams])
+    run_dry(session)
+    session.finish()
+    session.close()
+    account = account_of(metrics)
+    assert account["records_received"] + account["records_skipped"] == 420
+    assert account["records_skipped_unread"] > 100
+    assert account["chunks_skipped"] == told_by_stream(caplog).total() > 0
+    assert account["chunks_missing"] == 0  # nobody knows what was in there
+    unread = [int(n) for n in re.findall(r"\((\d+)\) are left out unread", caplog.text)]
+    assert sum(unread) == account["records_skipped_unread"]
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_what_a_failing_bus_makes_a_detector_read_again_counts_once(bus, monkeypatch, delivery):
+    sent = some_mess(bus, count=4, chunks=25)
+    options = {"DETECTOR__DAEMON__DELIVERY": delivery}
+    everyone = []
+    for life in range(12):
+        session, metrics = session_of(bus, **options)
+        everyone.append(metrics)
+        store, lives = session._producer.commit, iter(range(1 + life % 3))
+
+        def commit(*commits, store=store, lives=lives):
+            if next(lives, None) is None:
+                raise BusUnavailable("away")
+            store(*commits)
+
+        monkeypatch.setattr(session._producer, "commit", commit)
+        with suppress(BusUnavailable):
+            run_dry(session)
+        session.close()
+    session, metrics = session_of(bus, **options)
+    run_dry(session)
+    session.close()
+    account = account_of(*everyone, metrics)
+    assert account["records_received"] == sent["records"]
+    assert account["chunks_rejected"] == sent["junk"]
+    assert account["chunks_analysed"] == sent["chunks"]
+    assert sum(value(m, "deadletters_published_total") for m in (*everyone, metrics)) == sent["junk"]
+    assert all(value(m, "records_uncommitted_total") > 0 for m in everyone[:5])
+    assert sum(value(m, "records_reread_total") for m in everyone) > 0
+
+
+def test_a_partition_that_moves_while_it_is_left_out_is_accounted_for_once(bus, monkeypatch, caplog):
+    publish(bus, some_streams(6, chunks=60, seed=4))
+    first, first_metrics = late_session(bus, monkeypatch, **OVERLOADED)
+    step_late(first)
+    second, second_metrics = session_of(bus, **OVERLOADED)
+    while not second._consumer.assignment():
+        step_late(first)
+        second.step()
+    monkeypatch.setattr(second, "_wall", lambda: START_NS / 1e9 + 3600)
+    idle = 0
+    while idle < 4:
+        idle = 0 if step_late(first) + step_late(second) else idle + 1
+    for session in (first, second):
+        session.finish()
+        session.close()
+    account = account_of(first_metrics, second_metrics)
+    assert account["records_received"] + account["records_skipped"] == 360
+    assert told_by_stream(caplog).total() == account["chunks_skipped"] > 100
 
 
 def test_an_alert_that_is_open_when_audio_is_left_out_is_closed_for_overload(bus, monkeypatch):
     fire = np.arange(2 * CHUNK_SAMPLES, 58 * CHUNK_SAMPLES, 9000)
     publish(bus, [chunks_of("a", audio(np.random.default_rng(1), 60, fire))])
     session, _ = late_session(bus, monkeypatch, **OVERLOADED)
-    session.step()
+    run_dry(session)
+    session.finish()
     session.close()
     assert [a.close_reason for a in alerts_of(bus) if a.state == "closed"] == ["overload"]
     again, metrics = session_of(bus)

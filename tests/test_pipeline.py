@@ -7,11 +7,11 @@ import pytest
 
 from detector.alert import encode
 from detector.bus.base import TopicPartition
-from detector.chunk import CHUNK_SAMPLES, MAX_CAPTURED_AT_NS, MAX_SEQ, Chunk
+from detector.chunk import CHUNK_SAMPLES, MAX_CAPTURED_AT_NS, MAX_SEQ, Chunk, ChunkHead
 from detector.config import Settings, load_settings
 from detector.decision import DecisionSettings
 from detector.errors import ChunkError, ConfigError
-from detector.pipeline import Pipeline, Rebuild, decision_settings
+from detector.pipeline import Pipeline, Rebuild, Taken, decision_settings
 from detector.stream import Arrival
 from tests.scorers import IDENTITY, LABELS, CrestScorer
 
@@ -185,6 +185,52 @@ def test_a_chunk_that_comes_twice_is_analysed_once():
     assert pipeline.account.duplicates == 8
     assert pipeline.account.analysed == 8
     assert [a.onset_sample for a in alerts] == [e.alert.onset_sample for e in feed(make_pipeline(), log_of(chunks))]
+
+
+def head_of(chunk):
+    return ChunkHead(chunk.stream_id, chunk.session, chunk.seq, chunk.captured_at_ns)
+
+
+def test_what_is_left_out_breaks_the_run_and_is_neither_missing_nor_heard():
+    rng = np.random.default_rng(12)
+    shots = [3 * CHUNK_SAMPLES + 100, 12 * CHUNK_SAMPLES + 100]
+    chunks = chunks_of("a", audio(rng, 16, shots))
+    pipeline = make_pipeline()
+    told = feed(pipeline, log_of(chunks[:4]))
+    told += pipeline.skip(PARTITION)
+    left_out = [chunks[4], chunks[5], chunks[5], chunks[8]]
+    taken = [pipeline.leave_out(head_of(c), PARTITION, 4 + i, 1.0) for i, c in enumerate(left_out)]
+    assert taken == [Taken(False, 0), Taken(False, 0), Taken(True, 0), Taken(False, 2)]
+    assert [(e.alert.state, e.alert.close_reason) for e in told] == [("opened", None), ("closed", "overload")]
+    assert pipeline.skip(PARTITION) == []
+    rest = log_of(chunks[9:])
+    heard = feed(pipeline, rest)
+    assert [e.alert for e in heard] == [e.alert for e in feed(make_pipeline(), rest)]
+    account = pipeline.account
+    assert (account.analysed, account.duplicates, account.missing) == (4 + 7, 1, 2)
+    assert account.resets == {"overload": 1}
+
+
+def test_what_was_passed_over_unread_is_not_missing():
+    chunks = chunks_of("a", audio(np.random.default_rng(12), 16, []))
+    pipeline = make_pipeline()
+    feed(pipeline, log_of(chunks[:4]))
+    pipeline.skip(PARTITION)
+    pipeline.leave_out(head_of(chunks[4]), PARTITION, 4, 1.0)
+    pipeline.pass_over(PARTITION)
+    feed(pipeline, log_of(chunks[10:12] + chunks[13:]))
+    assert pipeline.account.missing == 1
+
+
+def test_a_stream_that_comes_to_another_partition_while_that_is_left_out_is_not_spliced():
+    chunks = chunks_of("a", audio(np.random.default_rng(1), 9, [3 * CHUNK_SAMPLES + 4321]))
+    pipeline, other = make_pipeline(), TopicPartition("audio.chunks", 7)
+    feed(pipeline, log_of(chunks[:4]))
+    pipeline.skip(other)
+    pipeline.leave_out(head_of(chunks[4]), other, 0, 1.0)
+    assert [e.alert.close_reason for e in pipeline.run()] == ["overload"]
+    rest = log_of(chunks[5:])
+    assert feed(pipeline, rest) == feed(make_pipeline(), rest)
 
 
 def test_one_stream_too_many_is_refused_and_the_others_go_on():
