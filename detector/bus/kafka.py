@@ -94,6 +94,11 @@ def _translated(error: BaseException, doing: str, needs: str = "") -> BusError |
         return BusDamaged(f"While {doing}: what Kafka sent can't be read ({detail}). Check the brokers' disks.")
     if isinstance(error, errors.MessageSizeTooLargeError):
         return BusError(f"While {doing}: a record is larger than the broker takes ({detail}). Raise max.message.bytes.")
+    if isinstance(error, errors.InvalidConfigurationError):
+        return BusError(
+            f"While {doing}: the brokers refuse a setting of the topic ({detail}). Kafka before 3.6 does not know "
+            "message.timestamp.after.max.ms: there make the topics with Kafka's own kafka-topics.sh."
+        )
     if isinstance(error, errors.RebalanceInProgressError):
         return CommitDelayed(f"While {doing}: the group is sharing out its partitions anew ({name}); poll, then again.")
     if isinstance(error, errors.InvalidTimestampError):
@@ -673,6 +678,7 @@ class KafkaConsumer:
             if self._group is None:
                 self._look_for_partitions()
             left_ms = max(0, int((deadline - time.monotonic()) * 1000))
+            self._take_up_join()
             try:
                 answer = self._client.poll(timeout_ms=left_ms, max_records=max_records)
             except errors.OffsetOutOfRangeError as error:
@@ -688,6 +694,16 @@ class KafkaConsumer:
                     self._positions[_ours(partition)] = batch[-1].offset + 1
             if records or time.monotonic() >= deadline:
                 return records
+
+    def _take_up_join(self) -> None:
+        """Have the library go on with a join that one of its polls was too short for.
+
+        It forgets one that it began because the topics had changed: once the answer is there nothing seems to have
+        changed, and the member stays without heartbeats and commits until the group gives it up.
+        """
+        coordinator = self._client._coordinator
+        if coordinator is not None and coordinator.rejoining and not coordinator.need_rejoin():
+            coordinator.request_rejoin()
 
     @staticmethod
     def _record(record: Any) -> Record:

@@ -122,6 +122,22 @@ def test_a_commit_in_the_middle_of_a_rebalance_waits_for_its_end(bus, name, monk
         consumer.commit({TopicPartition(name, 0): Commit(0, "never")})
 
 
+def test_a_join_that_ends_between_two_short_polls_is_taken_up(bus, name):
+    """The library forgets one that it began since the topics had changed, as they have at a group's first start."""
+    bus.create_topics({name: TopicSettings(partitions=1)})
+    consumer = bus.consumer([name], name)
+    settle([consumer], 1)
+    coordinator = consumer._client._coordinator
+    coordinator._assignment_snapshot = {}
+    consumer.poll(0)
+    until(lambda: coordinator._join_task is not None and coordinator._join_task.is_done, "the brokers' answer")
+    with pytest.raises(CommitDelayed, match="sharing out"):
+        consumer.commit({TopicPartition(name, 0): Commit(0, "too early")})
+    consumer.poll(1.0)
+    consumer.commit({TopicPartition(name, 0): Commit(0, "after")})
+    assert consumer.committed(TopicPartition(name, 0)) == Commit(0, "after")
+
+
 @pytest.mark.parametrize(("member", "generation"), [("", -1), ("another", 7)])
 def test_a_member_the_group_gave_up_commits_nothing_in_nobodys_name(bus, name, monkeypatch, member, generation):
     """Brokers take a transaction's positions without a member id unasked, and those of a new id as a new member's."""
@@ -209,4 +225,8 @@ def test_what_is_used_of_the_librarys_inside_is_still_there(bus, name):
     }
     assert all(map(callable, used.values()))
     assert hasattr(consumer._client._subscription, "assignment")
+    coordinator = consumer._client._coordinator
+    assert coordinator.rejoining in (True, False)
+    assert callable(coordinator.need_rejoin)
+    assert callable(coordinator.request_rejoin)
     assert producer._client._accumulator.has_incomplete in (True, False), kafka.__version__
