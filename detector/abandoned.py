@@ -7,12 +7,12 @@ decision that held them is gone as well, so the closing says what was last told.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from detector import alert as alert_wire
 from detector.alert import Alert
-from detector.bus.base import Bus, Headers, TopicPartition
+from detector.bus.base import Bus, Headers, Record, TopicPartition
 from detector.chunk import RATE_HZ
 from detector.decision import CloseReason
 from detector.errors import AlertError, BusUnavailable
@@ -22,22 +22,56 @@ _NS = 1_000_000_000
 _READ_SECONDS = 60.0
 
 
-def find_open(
-    bus: Bus, topic: str, partition: TopicPartition, since_ms: int, streams: Collection[bytes] | None
-) -> list[tuple[Alert, Headers]]:
-    """The last event of each alert that was published and never closed, oldest alert first; and the header that
-    says what served it.
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What may have been left open of a partition's audio.
 
-    Args:
-        topic: of the alerts.
-        partition: where the alerts' audio lies.
-        since_ms: when the oldest of them may have been opened, Unix milliseconds.
+    Attributes:
+        since_ms: when the oldest of these alerts may have been opened, Unix milliseconds.
         streams: ``stream_key`` of those that may have an open alert; None: any.
+        reason: why nobody goes on with them.
+    """
+
+    since_ms: int
+    streams: frozenset[bytes] | None
+    reason: CloseReason = "model_changed"
+
+
+def find_open(
+    bus: Bus, topic: str, left: Mapping[TopicPartition, Left]
+) -> dict[TopicPartition, list[tuple[Alert, Headers]]]:
+    """For each partition of audio the last event of each alert that was published and never closed, oldest alert
+    first; and the header that says what served it. The topic of the alerts is read once, for all of them.
 
     Raises:
         BusUnavailable: the topic could not be read to its end.
     """
     newest: dict[str, tuple[Alert, Headers]] = {}
+    oldest_ms = min(one.since_ms for one in left.values())
+    for record in _read(bus, topic, oldest_ms):
+        try:
+            alert = alert_wire.decode(record.key, record.value, record.headers)
+        except AlertError:  # not ours; nothing to close
+            continue
+        if alert.audio is None:
+            continue
+        one = left.get(TopicPartition(alert.audio.topic, alert.audio.partition))
+        if one is None or record.timestamp_ms < one.since_ms:
+            continue
+        if one.streams is not None and stream_key(alert.stream) not in one.streams:
+            continue
+        known = newest.get(alert.alert_id)
+        if known is None or alert.revision > known[0].revision:
+            served = tuple(h for h in record.headers if h[0] == alert_wire.SERVED_HEADER)
+            newest[alert.alert_id] = alert, served
+    found: dict[TopicPartition, list[tuple[Alert, Headers]]] = {partition: [] for partition in left}
+    for alert, headers in sorted(newest.values(), key=lambda one: (one[0].onset_at_ns, one[0].alert_id)):
+        if alert.state != "closed" and alert.audio is not None:
+            found[TopicPartition(alert.audio.topic, alert.audio.partition)].append((alert, headers))
+    return found
+
+
+def _read(bus: Bus, topic: str, since_ms: int) -> Iterator[Record]:
     consumer = bus.consumer([topic], None)
     try:
         ends = consumer.end_offsets(consumer.assignment())
@@ -48,26 +82,9 @@ def find_open(
         while any(consumer.position(part) < end for part, end in ends.items()):
             if time.monotonic() > deadline:
                 raise BusUnavailable(f"Topic {topic} could not be read to its end within {_READ_SECONDS:g} s.")
-            for record in consumer.poll(0.2):
-                try:
-                    alert = alert_wire.decode(record.key, record.value, record.headers)
-                except AlertError:  # not ours; nothing to close
-                    continue
-                known = newest.get(alert.alert_id)
-                if known is None or alert.revision > known[0].revision:
-                    served = tuple(h for h in record.headers if h[0] == alert_wire.SERVED_HEADER)
-                    newest[alert.alert_id] = alert, served
+            yield from consumer.poll(0.2)
     finally:
         consumer.close()
-    found = [
-        (alert, headers)
-        for alert, headers in newest.values()
-        if alert.state != "closed"
-        and alert.audio is not None
-        and (alert.audio.topic, alert.audio.partition) == partition
-        and (streams is None or stream_key(alert.stream) in streams)
-    ]
-    return sorted(found, key=lambda one: (one[0].onset_at_ns, one[0].alert_id))
 
 
 def closing(alert: Alert, reason: CloseReason = "model_changed") -> Alert:

@@ -474,6 +474,12 @@ def _contradictions(s: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
             )
         return
     yield from _kafka_contradictions(kafka)
+    if s.daemon.delivery == "exactly_once" and kafka.group_instance_id == "deadletters":
+        yield (
+            ("bus.kafka.group_instance_id", "daemon.delivery"),
+            "deadletters with exactly_once; `detector deadletters retry` takes the transactional id of that name, and "
+            "the two would throw each other out. Another name",
+        )
     if kafka.batch_size_bytes > topics.max_message_bytes:
         yield (
             ("bus.kafka.batch_size_bytes", "topics.max_message_bytes"),

@@ -29,6 +29,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from detector import abandoned, deadletters
 from detector import alert as alert_wire
+from detector.abandoned import Left
 from detector.alert import Alert
 from detector.batcher import Batcher
 from detector.bus import open_bus
@@ -36,7 +37,6 @@ from detector.bus.base import Bus, Commit, Consumer, Headers, Jump, Producer, Re
 from detector.chunk import CHUNK_SAMPLES, CHUNK_SECONDS, decode, decode_head
 from detector.config import Settings
 from detector.console.server import ConsoleServer
-from detector.decision import CloseReason
 from detector.embedders.params import CARRY_SAMPLES
 from detector.errors import AlertError, BusError, BusUnavailable, ChunkError, CommitDelayed, CommitFenced
 from detector.metrics import Metrics
@@ -163,15 +163,6 @@ class RejectionLog:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _Abandoned:
-    """What another model or other settings left in a partition that we were given, or audio that is gone."""
-
-    since_ms: int
-    streams: frozenset[bytes] | None  # as in ``abandoned.find_open``
-    reason: CloseReason = "model_changed"
-
-
 @dataclass(slots=True)
 class _Tally:
     """What became of one partition's records, for the metrics: told once it is committed.
@@ -259,7 +250,8 @@ class Session:
         self._assignments: Counter[TopicPartition] = Counter()  # how often each was taken away
         self._unsaid = self._unsaid_bytes = 0  # sent since the last commit
         self._oldest_ms: dict[TopicPartition, int] = {}  # of the records read last
-        self._abandoned: dict[TopicPartition, _Abandoned] = {}
+        self._abandoned: dict[TopicPartition, Left] = {}
+        self._open: dict[TopicPartition, list[tuple[Alert, Headers]]] = {}  # of those, once they were looked up
         self._rejections = RejectionLog(monotonic)
         self._last_commit = self._last_gauges = self._last_sweep = monotonic()
         self._next_late_warning = monotonic()
@@ -558,14 +550,15 @@ class Session:
 
     def _close_abandoned(self) -> None:
         """Close what another model left open, with the first commit after the rebuild. Nothing waits for ``run``."""
-        for partition in [p for p in self._abandoned if not self._is_rebuilding(p)]:
-            left = self._abandoned[partition]
-            found = abandoned.find_open(self._bus, self._topics.alerts, partition, left.since_ms, left.streams)
+        rebuilt = [p for p in self._abandoned if not self._is_rebuilding(p)]
+        if rebuilt and (unknown := {p: left for p, left in self._abandoned.items() if p not in self._open}):
+            self._open |= abandoned.find_open(self._bus, self._topics.alerts, unknown)
+        for partition in rebuilt:
+            left, found = self._abandoned.pop(partition), self._open.pop(partition)
             for alert, headers in found:
                 self._send_alert(abandoned.closing(alert, left.reason), headers)
             if found:
                 self._positions.setdefault(partition, self._settled(partition))
-            del self._abandoned[partition]
 
     def _look_at_lag(self, now: float) -> None:
         """Gauges, and what is to be done about being late. Nothing waits for ``run``."""
@@ -691,7 +684,7 @@ class Session:
             left_ms = position.at_ms - self._rebuild_max_ms
             if committed.offset > consumer.end_offset(partition):  # told with the consumer's jump
                 if left is None or left:
-                    self._abandoned[partition] = _Abandoned(left_ms, left, "gap")
+                    self._abandoned[partition] = Left(left_ms, left, "gap")
                 continue
             oldest = consumer.offset_at(partition, left_ms)
             start = min(committed.offset, position.read_from if oldest is None else max(oldest, position.read_from))
@@ -706,7 +699,7 @@ class Session:
                 )
                 plan = Rebuild(committed.offset, {})
                 if left is None or left:
-                    self._abandoned[partition] = _Abandoned(left_ms, left)
+                    self._abandoned[partition] = Left(left_ms, left)
             self._pipeline.rebuild(partition, plan)
             log.info("%s[%d]: rebuilding from %d, new from %d.", *partition, start, committed.offset)
 
@@ -728,6 +721,7 @@ class Session:
                 self._assignments[partition] += 1
                 self._silent_until.pop(partition, None)
                 self._abandoned.pop(partition, None)
+                self._open.pop(partition, None)
                 self._oldest_ms.pop(partition, None)
 
     def _observe(self) -> None:

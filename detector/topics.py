@@ -28,9 +28,8 @@ _LETTER_BYTES = 16_384  # what a dead letter adds to the record it holds, at mos
 _MIN_SEGMENT_SECONDS, _MAX_SEGMENT_SECONDS = 600.0, 604_800.0
 _SEGMENTS = 8  # a topic's age limit is held to within one part in so many
 _SAME_MARGIN = 0.001
-_CLOCK_MS = (
-    2**63 - 1
-)  # how far a producer's clock may be ahead: without a limit, as wrong clocks must silence no sensor
+# How far a producer's clock may be ahead: without a limit, as wrong clocks must silence no sensor.
+_CLOCK_SETTING, _CLOCK_MS = "message.timestamp.after.max.ms", 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ def topic_settings(topics: TopicsSettings) -> dict[str, TopicSettings]:
             "cleanup.policy": "delete",  # compaction would keep one chunk, one alert of each stream
             "max.message.bytes": str(max_message_bytes),
             "message.timestamp.type": "CreateTime",
-            "message.timestamp.after.max.ms": str(_CLOCK_MS),
+            _CLOCK_SETTING: str(_CLOCK_MS),
             "segment.ms": str(int(segment_seconds * 1000)),
         }
         if topics.min_insync_replicas is not None:
@@ -218,12 +217,20 @@ def _check_configs(
             "lag shown, go by the brokers' clocks and the time of arrival.",
             mend,
         )
-    ahead_ms = int(configs.get("message.timestamp.after.max.ms", 2**63 - 1))
-    if ahead_ms < _CLOCK_MS:
+    ahead_ms = int(configs.get(_CLOCK_SETTING, _CLOCK_MS))
+    if _CLOCK_SETTING not in configs:
         yield Finding(
             "warning",
             name,
-            f"message.timestamp.after.max.ms is {ahead_ms}: who sends with a clock further ahead than "
+            f"the brokers are older than Kafka 3.6: they do not know {_CLOCK_SETTING}, so that `{CREATE}` is refused "
+            "there, and may refuse whose clock is wrong.",
+            "Take Kafka 3.6 or newer, or set message.timestamp.difference.max.ms to 9223372036854775807.",
+        )
+    elif ahead_ms < _CLOCK_MS:
+        yield Finding(
+            "warning",
+            name,
+            f"{_CLOCK_SETTING} is {ahead_ms}: who sends with a clock further ahead than "
             f"{ahead_ms / 1000:g} s is refused.",
             mend,
         )

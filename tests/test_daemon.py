@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from detector import abandoned, daemon
 from detector import alert as alerts
-from detector import daemon
 from detector.bus.base import Record, TopicPartition
 from detector.bus.embedded import EmbeddedBus
 from detector.bus.sqlite_file import OFFSET_BITS
@@ -402,6 +402,28 @@ def late_session(bus, monkeypatch, **settings):
     session._last_gauges = -1e9
     monkeypatch.setattr(session, "_wall", lambda: START_NS / 1e9 + 3600)
     return session, metrics
+
+
+def test_what_another_model_left_open_in_many_partitions_is_looked_up_once(bus, monkeypatch):
+    shot = 5 * CHUNK_SAMPLES + 4321
+    streams = [chunks_of(f"s{i}", audio(np.random.default_rng(i), 12, [shot])) for i in range(6)]
+    publish(bus, [s[:6] for s in streams])
+    first, _ = session_of(bus)
+    run_dry(first)
+    first.close()
+    publish(bus, [s[6:] for s in streams])
+    looks = []
+    find_open = abandoned.find_open
+    monkeypatch.setattr(abandoned, "find_open", lambda *args: looks.append(args) or find_open(*args))
+    second, _ = session_of(bus, {"decision": dataclasses.replace(DECISION, open_threshold=0.7)})
+    run_dry(second)
+    second.close()
+    told = alerts_of(bus)
+    opened = {a.alert_id: a.audio.partition for a in told if a.state == "opened"}
+    assert len(opened) == 6
+    assert len(set(opened.values())) > 1
+    assert [a.close_reason for a in told if a.state == "closed"] == ["model_changed"] * 6
+    assert len(looks) == 1
 
 
 def told_by_stream(caplog):

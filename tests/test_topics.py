@@ -134,6 +134,18 @@ def test_settings_of_topics(
     assert "topics create --alter" in finding.remedy or "kafka-configs.sh" in finding.remedy
 
 
+def test_brokers_too_old_for_the_clock_setting_are_told(
+    settings: Settings, facts: dict[str, TopicFacts | None]
+) -> None:
+    found = facts[CHUNKS]
+    assert found is not None
+    assert found.configs is not None
+    old = {key: value for key, value in found.configs.items() if key != "message.timestamp.after.max.ms"}
+    finding = only(check_facts(settings, facts | {CHUNKS: replace(found, configs=old)}))
+    assert finding.severity == "warning"
+    assert "older than Kafka 3.6" in finding.text
+
+
 def test_errors_come_before_warnings(settings: Settings, facts: dict[str, TopicFacts | None]) -> None:
     few = replace(with_configs(facts[CHUNKS]), partitions=1)
     findings = check_facts(settings, facts | {CHUNKS: few, LETTERS: None})
@@ -170,9 +182,17 @@ def test_how_topics_are_made() -> None:
     [
         ({"TOPICS__MIN_INSYNC_REPLICAS": "2"}, "every write would be refused"),
         ({"BUS__KIND": "kafka", "BUS__KAFKA__BATCH_SIZE_BYTES": "2000000"}, "a full batch would never be taken"),
+        (
+            {
+                "BUS__KIND": "kafka",
+                "BUS__KAFKA__GROUP_INSTANCE_ID": "deadletters",
+                "DAEMON__DELIVERY": "exactly_once",
+            },
+            "would throw each other out",
+        ),
     ],
 )
-def test_settings_that_no_topic_could_keep_are_refused(environment: dict[str, str], words: str) -> None:
+def test_settings_that_could_not_work_are_refused(environment: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_settings(None, {f"DETECTOR__{key}": value for key, value in environment.items()})
 
