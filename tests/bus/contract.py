@@ -54,12 +54,12 @@ def read_nothing(consumer: Consumer) -> None:
     assert consumer.poll(0.3) == []
 
 
-def settle(consumers: list[Consumer], partitions: int, poll_seconds: float = 0.02) -> None:
+def settle(consumers: list[Consumer], partitions: int) -> None:
     """Poll all in turn until every partition has one reader and the shares are even."""
 
     def settled() -> bool:
         for consumer in consumers:
-            consumer.poll(poll_seconds)
+            consumer.poll(0.02)
         counts = [len(c.assignment()) for c in consumers]
         union: set[TopicPartition] = set().union(*(c.assignment() for c in consumers))
         return sum(counts) == len(union) == partitions and max(counts) - min(counts) <= 1
@@ -378,7 +378,7 @@ class BusContract:
         buses = [bus_factory() for _ in range(3)]
         buses[0].create_topics({name: TopicSettings(partitions=6)})
         consumers = [bus.consumer([name], name) for bus in buses]
-        settle(consumers, 6, 0.002)  # three in one thread wait for one another in each poll
+        settle(consumers, 6)
         assert [len(c.assignment()) for c in consumers] == [2, 2, 2]
         fill(buses[0], name, [b"%d" % n for n in range(60)])
         got: list[bytes] = []
