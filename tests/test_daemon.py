@@ -435,6 +435,23 @@ def told_by_stream(caplog):
     return told
 
 
+def left_out_of(bus, caplog):
+    """Chunks of each stream in the stretches that the log says were left out; what is told twice counts as often."""
+    records = {(r.partition, r.offset): r for r in published(bus, "audio.chunks")}
+    found = Counter()
+    for first, last, partition in re.findall(
+        r"Lost coverage, records (\d+) to (\d+) of audio.chunks\[(\d)\]", caplog.text
+    ):
+        for offset in range(int(first), int(last) + 1):
+            record = records[int(partition), offset]
+            found[record.key.decode()] += record.value != b"junk"
+    return found
+
+
+def failing(*_):
+    raise BusUnavailable("away")
+
+
 def step_late(session):
     """A step that looks at the lag."""
     session._last_gauges = -1e9
@@ -507,22 +524,27 @@ def some_mess(bus, count, chunks, twice=True):
     return sent
 
 
-@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
-@pytest.mark.parametrize("tell_seconds", [0.0, 1e9])
+@pytest.mark.parametrize(("delivery", "tell_seconds"), [("at_least_once", 0.0), ("exactly_once", 1e9)])
 def test_the_account_balances_to_the_record_however_often_an_overloaded_detector_dies(
     bus, monkeypatch, caplog, delivery, tell_seconds
 ):
     """Also where it never lives to hear a stream again after leaving it out, and never heard it before."""
     monkeypatch.setattr(daemon, "_TELL_SECONDS", tell_seconds)
     sent = some_mess(bus, count=5, chunks=40, twice=False)
+    options = {**OVERLOADED, "DETECTOR__DAEMON__DELIVERY": delivery}
     everyone = []
-    for life in range(40):
-        session, metrics = late_session(bus, monkeypatch, **OVERLOADED, DETECTOR__DAEMON__DELIVERY=delivery)
+    for life in range(20):
+        session, metrics = late_session(bus, monkeypatch, **options)
         everyone.append(metrics)
         for _ in range(2 + life % 4):
             step_late(session)
+        if life % 2:  # it dies before its last commit, having told what it leaves out
+            monkeypatch.setattr(session._producer, "commit", failing)
+            with suppress(BusUnavailable):
+                step_late(session)
+                session.finish()
         session.close()
-    session, metrics = late_session(bus, monkeypatch, **OVERLOADED, DETECTOR__DAEMON__DELIVERY=delivery)
+    session, metrics = late_session(bus, monkeypatch, **options)
     run_dry(session)
     session.finish()
     session.close()
@@ -530,9 +552,8 @@ def test_the_account_balances_to_the_record_however_often_an_overloaded_detector
     assert account["records_received"] + account["records_skipped"] == sent["records"]
     assert account["chunks_rejected"] == sent["junk"]
     assert account["chunks_analysed"] + account["chunks_skipped"] == sent["chunks"]
-    assert account["chunks_skipped"] > 20
-    assert told_by_stream(caplog).total() == account["chunks_skipped"]
-    assert len(told_by_stream(caplog)) >= 4
+    assert account["chunks_skipped"] >= 10
+    assert told_by_stream(caplog) == left_out_of(bus, caplog)
     assert sum(value(m, "records_uncommitted_total") for m in everyone) > 0
     assert len(published(bus, "audio.deadletter")) >= sent["junk"]
     if delivery == "exactly_once":
@@ -610,7 +631,7 @@ def test_what_a_failing_bus_makes_a_detector_read_again_counts_once(bus, monkeyp
 
         def commit(*commits, store=store, lives=lives):
             if next(lives, None) is None:
-                raise BusUnavailable("away")
+                failing()
             store(*commits)
 
         monkeypatch.setattr(session._producer, "commit", commit)
