@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ import click
 
 from detector.cli import config_option, quiet_tensorflow, settings_of
 from detector.errors import ConfigError, DataError
+from trainer.progress import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,11 +83,11 @@ def evaluate_audio_command(
     recordings = _chosen(load_recordings(data_dir / "audio", cache), sets)
     shots = read_shots(data_dir / "audio")
     found: list[Examination] = []
-    with _progress() as tell:
+    with shown(stay=True, lines=True) as tell:
         for subject in subjects:
 
             def told(what: str, done: int, whole: int, name: str = subject.name) -> None:
-                tell(f"{name}: {what}", done, whole)
+                tell(f"{name}: {what}", done, whole, "")
 
             found.append(
                 examine(subject, recordings, shots, hop_seconds=hop, tolerance_seconds=tolerance_seconds, told=told)
@@ -269,31 +269,3 @@ def _milliseconds(values: Sequence[float], quantile: float) -> str:
     import numpy as np
 
     return f"{1000 * float(np.quantile(np.asarray(values), quantile)):.0f} ms" if len(values) else ""
-
-
-class _progress:
-    """A bar on standard error: what is being done, how far, how long still."""
-
-    def __enter__(self) -> Callable[[str, int, int], None]:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(file=sys.stderr),
-            refresh_per_second=2,
-        )
-        self._bar.start()
-        self._tasks: dict[str, int] = {}
-        return self._tell
-
-    def _tell(self, what: str, done: int, whole: int) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = int(self._bar.add_task(what, total=whole))
-        self._bar.update(self._tasks[what], completed=done, total=whole)  # type: ignore[arg-type]
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()

@@ -6,18 +6,16 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from detector.cli import quiet_tensorflow
 from detector.errors import ConfigError
 from trainer.commands_labels import family_option, labels_option, look_alikes_option, ontology_option
+from trainer.progress import Tell, shown
 
 if TYPE_CHECKING:
     from trainer.classes import Classes
@@ -170,8 +168,7 @@ def evaluate_command(
         which=which,
         stop_on_damage=stop_on_damage,
     )
-    with progress_bar() as progress:
-        task = progress.add_task("Clips", total=len(clips))
+    with shown() as tell:
         evaluation = evaluate(
             trained,
             clips,
@@ -180,7 +177,7 @@ def evaluate_command(
             label_loss=label_loss,
             top_k=top_k,
             batch_clips=batch_size,
-            on_clips=lambda done: progress.update(task, completed=done),
+            on_clips=lambda done: tell("Clips", done, len(clips), ""),
         )
     if evaluation.unscored:
         click.echo(unscored_clips(evaluation), err=True)
@@ -215,9 +212,9 @@ def read_for(
     configure_tensorflow()
     trained = open_trained(model_name, "latest" if which == "latest" else "best")
     classes = classes_of(trained, labels_path, ontology_path, family, look_alikes)
-    with progress_bar() as progress:
+    with shown() as tell:
         clips = read_shown(
-            progress, trained, pattern, classes.labels, feature_names, feature_sizes, stop_on_damage=stop_on_damage
+            tell, trained, pattern, classes.labels, feature_names, feature_sizes, stop_on_damage=stop_on_damage
         )
     if clips.report.damages:
         click.echo(str(clips.report), err=True)
@@ -267,7 +264,7 @@ def check_outputs(*paths: Path | None) -> None:
 
 
 def read_shown(
-    progress: Progress,
+    tell: Tell,
     trained: Trained,
     pattern: str,
     labels: LabelSet,
@@ -279,7 +276,6 @@ def read_shown(
     """``trainer.trained.read_data`` with a bar for the files."""
     from trainer.trained import read_data
 
-    task = progress.add_task("Files", total=None)
     return read_data(
         trained,
         pattern,
@@ -287,20 +283,5 @@ def read_shown(
         feature_names=feature_names,
         feature_sizes=feature_sizes,
         stop_on_damage=stop_on_damage,
-        on_file=lambda done, total: progress.update(task, completed=done, total=total),
+        on_file=lambda done, total: tell("Files", done, total, ""),
     )
-
-
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """On standard error; only where that is a terminal."""
-    console = Console(file=sys.stderr)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        yield progress

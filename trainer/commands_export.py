@@ -15,11 +15,11 @@ from trainer.commands_evaluate import (
     damage_option,
     feature_names_option,
     feature_sizes_option,
-    progress_bar,
     read_shown,
     which_option,
 )
 from trainer.commands_labels import family_option, labels_option, look_alikes_option, ontology_option
+from trainer.progress import shown
 
 if TYPE_CHECKING:
     from trainer.classes import Classes
@@ -127,13 +127,12 @@ def export_command(
     if pattern is not None:
         from trainer.evaluate import evaluate
 
-        with progress_bar() as progress:
+        with shown() as tell:
             clips = read_shown(
-                progress, trained, pattern, classes.labels, feature_names, feature_sizes, stop_on_damage=stop_on_damage
+                tell, trained, pattern, classes.labels, feature_names, feature_sizes, stop_on_damage=stop_on_damage
             )
-            task = progress.add_task("Clips", total=len(clips))
             evaluation = evaluate(
-                trained, clips, classes, pattern=pattern, on_clips=lambda done: progress.update(task, completed=done)
+                trained, clips, classes, pattern=pattern, on_clips=lambda done: tell("Clips", done, len(clips), "")
             )
         if clips.report.damages:
             click.echo(str(clips.report), err=True)

@@ -17,12 +17,12 @@ from trainer.commands_evaluate import (
     damage_option,
     feature_names_option,
     feature_sizes_option,
-    progress_bar,
     read_shown,
     starter_flags,
     which_option,
 )
 from trainer.commands_labels import family_option, labels_option, list_option, ontology_option
+from trainer.progress import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,16 +96,15 @@ def predict_command(
     labels = labels_of(trained, labels_path)
     if label_names and is_numbered(labels):
         raise ConfigError(f"Model {trained.name} does not name its classes; give --labels with --label-names.")
-    with progress_bar() as progress:
-        clips = read_shown(
-            progress, trained, pattern, labels, feature_names, feature_sizes, stop_on_damage=stop_on_damage
-        )
-        task = progress.add_task("Clips", total=len(clips))
+    with shown() as tell:
+        clips = read_shown(tell, trained, pattern, labels, feature_names, feature_sizes, stop_on_damage=stop_on_damage)
 
         def counted() -> Iterator[tuple[Sequence[str], Any]]:
+            done = 0
             for ids, scores in predictions(trained.classifier, clips, batch_clips=batch_size):
                 yield ids, scores
-                progress.advance(task, len(ids))
+                done += len(ids)
+                tell("Clips", done, len(clips), "")
 
         names = labels.names if label_names else None
         if str(output) == "-":

@@ -39,17 +39,24 @@ class Recording:
     gain_db: float
 
 
-def record(rng: np.random.Generator, x: FloatArray, *, codecs: bool = True) -> Recording:
-    """Scene ``(n,)`` of any level -> 16 kHz int16 through a random microphone, amplifier, converter and codec."""
+def record(rng: np.random.Generator, x: FloatArray, *, codecs: bool = True, loud: bool = False) -> Recording:
+    """Scene ``(n,)`` of any level -> 16 kHz int16 through a random microphone, amplifier, converter and codec.
+
+    ``loud``: near full scale in 16 bit mostly, and less often processed further: what comes from a camera.
+    """
     x = np.asarray(x, np.float32)
-    plain = rng.random() < 0.45  # a clean recorder: level, band limit and word length only
+    plain = rng.random() < (0.75 if loud else 0.45)  # a clean recorder: level, band limit and word length only
     if not plain:
         x = _amplifier(rng, _microphone(rng, x))
     peak = float(np.max(np.abs(x))) + 1e-9
-    if rng.random() < (0.35 if plain else 0.6):
+    if rng.random() < (0.25 if loud else 0.35 if plain else 0.6):
         x = band_limit(x, float(rng.choice([3000, 3400, 4000, 4000, 5000, 5500, 6000, 6000, 7000])))
     bits = int(rng.choice([16, 12, 8, _MU_LAW], p=[0.75, 0.0, 0.25, 0.0] if plain else [0.6, 0.07, 0.23, 0.1]))
-    level_db = rng.triangular(_QUIETEST_PEAK_DBFS[bits], 0.0, 6.0)
+    if loud:
+        bits = 16 if rng.random() < 0.7 else bits
+        level_db = rng.uniform(-9.0, 3.0)
+    else:
+        level_db = rng.triangular(_QUIETEST_PEAK_DBFS[bits], 0.0, 6.0)
     gain = 10 ** (level_db / 20) / peak
     x = x * np.float32(gain)
     floor_dbfs = rng.uniform(-105, -75) if plain else rng.uniform(-100, -45)
@@ -61,7 +68,7 @@ def record(rng: np.random.Generator, x: FloatArray, *, codecs: bool = True) -> R
         x = x + np.float32(rng.uniform(-0.05, 0.05))
     x, audible = _silence(rng, x)
     pcm = mu_law(x) if bits == _MU_LAW else quantise(x, bits)
-    if codecs and not plain and rng.random() < 0.25:
+    if codecs and (loud or not plain) and rng.random() < 0.25:
         pcm = through_codec(pcm, *_CODECS[rng.integers(len(_CODECS))])
     noise = 10 * np.log10(10 ** (floor_dbfs / 10) + 10 ** (_QUANTISATION_DBFS[bits] / 10))
     return Recording(pcm, audible, float(noise), float(20 * np.log10(gain)))

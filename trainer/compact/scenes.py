@@ -7,7 +7,7 @@ earlier is no gunfire, and a shot that begins in the last moments of an example 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,14 +64,23 @@ class _Event:
     mixed: bool = False  # already part of the background
 
 
-def compose(pool: Pool, seed: int, index: int, *, codecs: bool = True) -> Scene:
-    """Scene ``index`` of the data set that ``seed`` names: the same whenever and wherever it is made."""
+MIXTURES: Mapping[str, Mapping[str, float]] = {
+    "mixed": {"live": 0.25, "single": 0.23, "shots": 0.28, "look-alikes": 0.24},
+    "close": {"live": 0.22, "single": 0.23, "camera": 0.17, "shots": 0.19, "look-alikes": 0.19},
+}
+"""Mixture -> composition -> its share of the scenes."""
+
+
+def compose(pool: Pool, seed: int, index: int, *, mixture: str = "mixed", codecs: bool = True) -> Scene:
+    """Scene ``index`` of the data set that ``seed`` and ``mixture`` name: the same whenever and wherever it is made."""
     rng = np.random.default_rng([seed, index])
-    composition = _composition(rng.random())
+    composition = _composition(mixture, rng.random())
     if composition == "live":
         return _live_scene(rng, pool, codecs)
     if composition == "single":
         return _single_recording(rng, pool, codecs)
+    if composition == "camera":
+        return _camera_scene(rng, pool, codecs)
     has_shots = composition == "shots"
     background = _background(rng, pool)
     events: list[_Event] = []
@@ -84,13 +93,18 @@ def compose(pool: Pool, seed: int, index: int, *, codecs: bool = True) -> Scene:
     return _finish(rng, background, events, kind, codecs)
 
 
-def is_as_recorded(seed: int, index: int) -> bool:
-    """Whether scene ``index`` of ``seed`` is one recording (live fire, a clip) and not mixed from several."""
-    return _composition(np.random.default_rng([seed, index]).random()) in ("live", "single")
+def is_as_recorded(seed: int, index: int, mixture: str = "mixed") -> bool:
+    """Whether that scene is one recording (live fire, a clip, a camera's) and not mixed from several."""
+    return _composition(mixture, np.random.default_rng([seed, index]).random()) in ("live", "single", "camera")
 
 
-def _composition(draw: float) -> str:
-    return "live" if draw < 0.25 else "single" if draw < 0.48 else "shots" if draw < 0.76 else "look-alikes"
+def _composition(mixture: str, draw: float) -> str:
+    below = 0.0
+    for name, share in MIXTURES[mixture].items():
+        below += share
+        if draw < below:
+            return name
+    return name
 
 
 # --- what is in the scene -------------------------------------------------------------------------------------------
@@ -224,6 +238,61 @@ def _camera(rng: np.random.Generator, wet: FloatArray) -> FloatArray:
     return np.clip(wet, -limit, limit)
 
 
+def _camera_scene(rng: np.random.Generator, pool: Pool, codecs: bool) -> Scene:
+    """What happens close to a phone or camera, as it keeps it: near full scale, limited, clipped, tilted.
+
+    Six in ten hold shots, in bursts that may fill whole examples with no quiet before an onset; the others what else
+    is loud and close, through the same chain.
+    """
+    floor = np.float32(10 ** (rng.uniform(-50, -18) / 20))
+    x = floor * _background(rng, pool)
+    events: list[_Event] = []
+    response = synthesis.place_response(rng, str(rng.choice(["open", "urban", "forest", "indoor"])), 1.5)
+    response[1:] *= np.float32(10 ** (rng.uniform(-30, -3) / 20))
+    has_shots = rng.random() < 0.6
+    if has_shots:
+        start = int(rng.uniform(-1.0, 3.0) * RATE_HZ)
+        kind = str(rng.choice(["single", "aimed", "automatic"], p=[0.25, 0.35, 0.4]))
+        single = _close_shot(rng, pool)
+        pause = rng.uniform(0.1, 3.0)
+        while start < SCENE_SAMPLES - RATE_HZ // 4:
+            dry, onsets = _volley(rng, synthesis.burst_times(rng, kind), 5.0, single, close=True)
+            wet = synthesis.convolve(dry, response)
+            wet /= np.max(np.abs(wet)) + np.float32(1e-9)
+            events.append(_Event(wet, start, GUNSHOT, onsets, mixed=True))
+            start += onsets[-1] + int((pause * rng.uniform(0.5, 1.5) + rng.uniform(0.08, 0.3)) * RATE_HZ)
+    else:
+        for event in _look_alikes(rng, pool, int(rng.integers(1, 9))):
+            wet = event.samples / (np.max(np.abs(event.samples)) + np.float32(1e-9))
+            events.append(_Event(wet * np.float32(rng.uniform(0.2, 1.0)), event.start, event.label, mixed=True))
+    for event in events:
+        begin, end = max(0, event.start), min(SCENE_SAMPLES, event.start + len(event.samples))
+        if end > begin:
+            x[begin:end] += event.samples[begin - event.start : end - event.start]
+        event.level_db = max(6.0, 20 * np.log10(_loudest_rms(event.samples) / floor + 1e-9))
+    low = synthesis.low_passed(x, rng.uniform(500, 2000))
+    x = low + np.float32(10 ** (rng.uniform(-9, 6) / 20)) * (x - low)
+    x /= np.max(np.abs(x)) + np.float32(1e-9)
+    if rng.random() < 0.6:
+        x = compress(
+            x,
+            threshold_db=rng.uniform(-35, -5),
+            ratio=float(rng.choice([4.0, 20.0])),
+            attack_seconds=float(10 ** rng.uniform(-3.5, -2)),
+            release_seconds=float(10 ** rng.uniform(-1.7, 0.0)),
+        )
+    limit = np.max(np.abs(x)) * np.float32(10 ** (-rng.uniform(0, 26) / 20))
+    return _finish(rng, np.clip(x, -limit, limit) / floor, events, "camera", codecs, loud=True)
+
+
+def _close_shot(rng: np.random.Generator, pool: Pool) -> FloatArray:
+    """A shot close by, dry: made as noise, recorded, or made from blast and shock wave."""
+    draw = rng.random()
+    if draw < 0.55:
+        return synthesis.close_report(rng)
+    return _dry_excerpt(rng, pool) if draw < 0.8 else synthesis.shot(rng, float(rng.uniform(2, 40)))[0]
+
+
 def _recorded(rng: np.random.Generator, pool: Pool, clip: Clip, close: bool) -> _Event:
     """A whole recording of shots, sometimes moved into another place."""
     x = pool.samples(clip)
@@ -297,7 +366,13 @@ def _weighted_event(rng: np.random.Generator, pool: Pool) -> Clip:
 
 
 def _finish(
-    rng: np.random.Generator, background: FloatArray, events: Sequence[_Event], kind: str, codecs: bool
+    rng: np.random.Generator,
+    background: FloatArray,
+    events: Sequence[_Event],
+    kind: str,
+    codecs: bool,
+    *,
+    loud: bool = False,
 ) -> Scene:
     """Mix (background RMS 1, each event by the RMS of its loudest 20 ms), record, and say what each example holds."""
     x = background.copy()
@@ -315,7 +390,7 @@ def _finish(
             continue
         x[begin:end] += gain * event.samples[begin - event.start : end - event.start]
         placed.append(event)
-    recording = record(rng, x, codecs=codecs)
+    recording = record(rng, x, codecs=codecs, loud=loud)
     # What the chain adds hides quiet events too: its noise in scene units.
     chain_noise_db = recording.noise_dbfs - recording.gain_db
     hidden_db = max(0.0, float(10 * np.log10(1.0 + 10 ** (chain_noise_db / 10))))

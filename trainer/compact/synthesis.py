@@ -109,6 +109,11 @@ def _diffuse(
     return np.asarray(level * (1 - np.exp(-t / rise_seconds)) * tail)
 
 
+def low_passed(x: npt.NDArray[np.floating], corner_hz: float) -> Samples:
+    """First order, -3 dB at ``corner_hz``."""
+    return np.asarray(signal.lfilter(*signal.butter(1, corner_hz, fs=RATE_HZ), x), np.float32)
+
+
 def convolve(x: npt.NDArray[np.floating], response: npt.NDArray[np.floating]) -> Samples:
     return np.asarray(signal.fftconvolve(x, response), np.float32)
 
@@ -147,6 +152,33 @@ def shot(rng: np.random.Generator, distance_metres: float, *, supersonic: bool |
             joined[lead : lead + len(wave)] += wave
             wave = joined
     return air_absorption(_unit(wave), distance_metres), LEAD_SAMPLES
+
+
+def close_report(rng: np.random.Generator) -> Samples:
+    """One shot close to a phone or camera: a crack, then broadband noise that fades over 25 to 450 ms.
+
+    What a muzzle does to a small microphone among reflecting things is noise more than a pulse; half of them with the
+    gun's action behind.
+    """
+    n = int(rng.uniform(0.25, 1.2) * RATE_HZ)
+    t = np.arange(n) / RATE_HZ
+    noise = rng.standard_normal(n)
+    low = signal.lfilter(*signal.butter(1, rng.uniform(300, 900), fs=RATE_HZ), noise)
+    high = noise - signal.lfilter(*signal.butter(1, rng.uniform(1800, 4000), fs=RATE_HZ), noise)
+    decay_seconds = 10 ** rng.uniform(-1.6, -0.35)
+    body = np.zeros(n)
+    for band, gain, longer in (
+        (low, rng.uniform(1, 4), rng.uniform(0.8, 1.3)),
+        (noise - low - high, 1.0, 1.0),
+        (high, 10 ** (rng.uniform(-12, 8) / 20), rng.uniform(0.4, 1.0)),
+    ):
+        body += gain * band * np.exp(-t / (decay_seconds * longer))
+    crack = noise * np.exp(-t / 10 ** rng.uniform(-2.7, -1.6))
+    out = np.zeros(LEAD_SAMPLES + n + RATE_HZ // 2)
+    out[LEAD_SAMPLES : LEAD_SAMPLES + n] = _unit(body) + 10 ** (rng.uniform(-10, 12) / 20) * _unit(crack)
+    if rng.random() < 0.5:
+        _add(out, action_clatter(rng), rng.uniform(0.02, 0.15), 10 ** (rng.uniform(-30, -6) / 20))
+    return _unit(out)
 
 
 def burst_times(rng: np.random.Generator, kind: str) -> npt.NDArray[np.float64]:
