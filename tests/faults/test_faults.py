@@ -1,9 +1,18 @@
 """The short table of faults as tests: real processes, a real broker. The long one is ``make faults ARGS=--long``."""
 
+import re
+
 import pytest
 
 from tests.faults.account import Trial
-from tests.faults.table import Case, bus_environ, kill_detector, restart_broker
+from tests.faults.table import (
+    Case,
+    bus_environ,
+    kill_in_commit,
+    overload_account,
+    overloaded,
+    restart_broker,
+)
 
 DELIVERIES = ["at_least_once", "exactly_once"]
 
@@ -24,17 +33,37 @@ def embedded(folder):
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("delivery", DELIVERIES)
-def test_a_detector_killed_again_and_again_loses_and_doubles_nothing(cluster, tmp_path, delivery):
+def test_a_detector_killed_at_each_point_of_a_commit_loses_and_doubles_nothing(cluster, tmp_path, delivery):
     with Trial(tmp_path, bus_environ(cluster), delivery=delivery) as trial:
         trial.create_topics()
-        holds(kill_detector(Case(trial, cluster, False, seed=1), 3 if delivery == "exactly_once" else 2, ["one"]))
+        holds(kill_in_commit(Case(trial, cluster, False, seed=1)))
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
 def test_the_same_account_balances_on_the_embedded_bus(tmp_path, delivery):
     with Trial(tmp_path, embedded(tmp_path), delivery=delivery) as trial:
         trial.create_topics()
-        holds(kill_detector(Case(trial, None, False, seed=2), 2, [None]))
+        holds(kill_in_commit(Case(trial, None, False, seed=2), member=None))
+
+
+def test_what_overload_leaves_out_is_told_to_the_chunk(tmp_path):
+    with Trial(tmp_path, embedded(tmp_path), delivery="exactly_once") as trial:
+        trial.create_topics()
+        case = Case(trial, None, False, seed=4)
+        outcome = overloaded(case, times=1)
+        assert outcome.balance.problems == ()
+        assert outcome.balance.skipped > 50
+        (load,), (detector,) = trial.loads, trial.detectors
+        log = detector.log_file.read_text()
+
+        def problems_of(text):
+            detector.log_file.write_text(text)
+            return " ".join(overload_account(case, load, detector).balance.problems)
+
+        assert "left out by stream" in problems_of(log.replace(" sensor-01 ", " sensor-02 "))
+        told = problems_of(re.sub(r"records (\d+) to \d+ \(", r"records \1 to \1 (", log))
+        assert "alert events lost" in told
+        assert "chunks are left out by their offsets" in told
 
 
 @pytest.mark.kafka
