@@ -452,6 +452,10 @@ def failing(*_):
     raise BusUnavailable("away")
 
 
+def delayed(*_):
+    raise CommitDelayed("the group shares out anew")
+
+
 def step_late(session):
     """A step that looks at the lag."""
     session._last_gauges = -1e9
@@ -558,6 +562,59 @@ def test_the_account_balances_to_the_record_however_often_an_overloaded_detector
     assert len(published(bus, "audio.deadletter")) >= sent["junk"]
     if delivery == "exactly_once":
         assert len(published(bus, "audio.deadletter")) == sent["junk"]
+
+
+def test_closings_committed_meanwhile_do_not_pass_over_what_is_left_out_and_not_told(bus, monkeypatch):
+    """A stream is lost while others are left out; then the detector dies before it told of those."""
+    monkeypatch.setattr(daemon, "_TELL_SECONDS", 1e9)
+    late = chunks_of("late", audio(np.random.default_rng(2), 50))
+    publish(bus, [late[:1]])
+    (busy,) = {r.partition for r in published(bus, "audio.chunks")}
+    producer = bus.producer()
+    for chunk in chunks_of("quiet", audio(np.random.default_rng(1), 4, [3 * CHUNK_SAMPLES + 4321])):
+        producer.send("audio.chunks", *encode(chunk), partition=(busy + 1) % 3)
+    producer.close()
+    options = {**OVERLOADED, "DETECTOR__DAEMON__STREAM_IDLE_SECONDS": "300"}
+    session, metrics = session_of(bus, {"idle_seconds": 300.0}, **options)
+    run_dry(session)
+    publish(bus, [late[1:]])
+    while not session.step():
+        pass
+    monkeypatch.setattr(session, "_wall", lambda: START_NS / 1e9 + 3600)
+    step_late(session)
+    step_late(session)
+    session._pipeline._streams["quiet"].newest = dataclasses.replace(
+        session._pipeline._streams["quiet"].newest, seen_seconds=-1e9
+    )
+    session._last_sweep = -1e9
+    step_late(session)
+    assert "stream_lost" in {a.close_reason for a in alerts_of(bus)}
+    assert session._left_out
+    session.close()
+    again, more = session_of(bus)
+    run_dry(again)
+    again.close()
+    account = account_of(metrics, more)
+    assert account["records_received"] + account["records_skipped"] == 54
+
+
+def test_what_a_detector_gets_back_uncommitted_counts_once(bus, monkeypatch):
+    publish(bus, some_streams(3, chunks=20, seed=6))
+    session, metrics = session_of(bus)
+    store = session._producer.commit
+    monkeypatch.setattr(session._producer, "commit", delayed)
+    while not session._consumer.assignment() or session.step():
+        session._consumer.assignment() or session.step()
+    partitions = session._consumer.assignment()
+    session._revoked(session._consumer, partitions)
+    monkeypatch.setattr(session._producer, "commit", store)
+    session._assigned(session._consumer, partitions)
+    for partition in partitions:
+        session._consumer.seek(partition, 0)
+    run_dry(session)
+    session.close()
+    assert account_of(metrics)["records_received"] == 60
+    assert value(metrics, "records_uncommitted_total") == 60
 
 
 def test_what_is_missing_and_what_comes_twice_is_told_in_a_stretch_that_is_left_out_too(bus, monkeypatch):
