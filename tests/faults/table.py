@@ -637,4 +637,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else brokers and detectors would be left behind
     sys.exit(main())
