@@ -217,7 +217,7 @@ def kill_in_commit(case: Case, turns: int = 1, member: str | None = "one") -> Ou
     before, died = case.progress.now(), time.monotonic()
     case.trial.detector(member=member)
     case.blow(died, before)
-    outcome = case.settle(load, f"{turns} times {', '.join(POINTS)}")
+    outcome = case.settle(load, f"{turns * len(POINTS)} kills: when {', '.join(POINTS)}")
     balance = outcome.balance
     again = balance.doubled + balance.letters_doubled
     if case.trial.delivery == "at_least_once" and again < turns:  # each death between flush and positions shows
