@@ -38,8 +38,7 @@ FINISH_SECONDS = 30.0  # longest wait for the last chunk to be analysed
 MATCH_SECONDS = 0.5  # an alert's onset this near to a sound's arrival at its sensor is that sound's
 MIN_HEARD = 0.8  # of the gunfire that at least one sensor could hear
 MAX_P99_SECONDS = 1.0
-# Low houses and gardens. Among high facades (reverberation over a second) the built-in model's first version still
-# misses most single shots; its card says so.
+# Low houses and gardens. Among high facades (reverberation over a second) the built-in model hears fewer single shots.
 _SUBURB = ("--spacing", "100", "--decay", "0.3")
 _SAMPLE_NS = 1_000_000_000 // RATE_HZ
 

@@ -28,7 +28,7 @@ from detector.model import FalseAlertsSection
 from detector.operating_point import MIN_PEAKS, expected_per_day, threshold_for
 from detector.pipeline import Emitted, Pipeline
 from detector.stream import Arrival
-from trainer.compact.evaluation import CLIP_FALSE_ALARMS, Recording, is_continuous, poisson_interval
+from trainer.compact.evaluation import CLIP_FALSE_ALARMS, Recording, Scored, is_continuous, poisson_interval
 
 Float32Array = npt.NDArray[np.float32]
 ONSET_TOLERANCE_SECONDS = 0.1
@@ -259,7 +259,9 @@ def false_alert_peaks(streams: Sequence[Float32Array], hop_seconds: float, hold_
     return tuple(round(peak, 7) for peak in sorted(peaks, reverse=True)[:_MAX_PEAKS])
 
 
-def false_alerts_section(heard: Sequence[Listening], hop_seconds: float, hold_seconds: float) -> FalseAlertsSection:
+def false_alerts_section(
+    heard: Sequence[Listening] | Sequence[Scored], hop_seconds: float, hold_seconds: float
+) -> FalseAlertsSection:
     """What a model package keeps of continuous audio. DataError where there is none."""
     continuous = [h for h in heard if is_continuous(h.recording)]
     if not continuous:

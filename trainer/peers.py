@@ -59,7 +59,7 @@ class Peer:
     def embed(self, pcm: npt.NDArray[np.int16]) -> Float32Array:
         """``(n, 15600)`` int16 -> ``(n, 128)``: the scores of ``labels``, then zeros."""
         out = np.zeros((len(pcm), EMBEDDING_SIZE), np.float32)
-        scores = self._scores(pcm.astype(np.float32) / np.float32(32768))
+        scores = self.scores(pcm.astype(np.float32) / np.float32(32768))
         out[:, : len(self._columns)] = np.clip(scores[:, self._columns], 0.0, 1.0)
         return out
 
@@ -68,7 +68,8 @@ class Peer:
         newest = windows[np.arange(len(windows)), num_frames - 1]
         return np.ascontiguousarray(newest[:, : len(self.labels)])
 
-    def _scores(self, waveforms: Float32Array) -> Float32Array:
+    def scores(self, waveforms: Float32Array) -> Float32Array:
+        """``(n, 15600)`` float32 in [-1, 1) -> probabilities of every class of its own, ``(n, classes)``."""
         raise NotImplementedError
 
 
@@ -86,7 +87,7 @@ class YamnetPeer(Peer):
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._output = self._interpreter.get_output_details()[0]["index"]
 
-    def _scores(self, waveforms: Float32Array) -> Float32Array:
+    def scores(self, waveforms: Float32Array) -> Float32Array:
         found = []
         for waveform in waveforms:
             self._interpreter.set_tensor(self._input, waveform)
@@ -106,7 +107,7 @@ class CedPeer(Peer):
             raise ConfigError("Peer ced-tiny needs onnxruntime: install the extra `peers`.") from error
         self._session: Any = onnxruntime.InferenceSession(str(path))
 
-    def _scores(self, waveforms: Float32Array) -> Float32Array:
+    def scores(self, waveforms: Float32Array) -> Float32Array:
         padded = np.zeros((len(waveforms), _CED_SAMPLES), np.float32)
         padded[:, :EXAMPLE_SAMPLES] = waveforms
         return np.asarray(self._session.run(None, {"waveform": padded})[0], np.float32)

@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from click.testing import CliRunner
 
+from detector.audio import int16_to_float
 from detector.chunk import RATE_HZ
-from detector.embedders.params import EXAMPLE_HOP_SAMPLES, EXAMPLE_SAMPLES
+from detector.embedders.log_mel import log_mel_examples
+from detector.embedders.params import EXAMPLE_SAMPLES
 from detector.errors import ConfigError, ModelError
 from detector.model import load_model
 from trainer.__main__ import main
 from trainer.compact import evaluation, synthesis
-from trainer.compact.dataset import DataPlan, load_data, make_shard, make_shards
+from trainer.compact.dataset import (
+    SCENE_FRAMES,
+    TAUGHT_POSITIONS,
+    DataPlan,
+    TrainingData,
+    load_data,
+    make_shard,
+    make_shards,
+    teach_shards,
+)
 from trainer.compact.packaging import choose_thresholds, export, operating_curve
 from trainer.compact.pools import LABELS, Clip, Pool, find_onsets, load_pool, read_index
-from trainer.compact.scenes import SCENE_EXAMPLES, SCENE_SAMPLES, UNDECIDED_SAMPLES, compose
-from trainer.compact.training import Trained, TrainingSettings, blended, scorer_of, train_embedder, train_head
+from trainer.compact.scenes import MIXTURES, POSITION_HOP_SAMPLES, POSITIONS, SCENE_SAMPLES, UNDECIDED_SAMPLES, compose
+from trainer.compact.teachers import CED_CLASSES, YAMNET_CLASSES, YAMNET_EMBEDDING, Teachers
+from trainer.compact.training import (
+    Alterations,
+    Trained,
+    TrainingSettings,
+    augment,
+    averaged,
+    refine_embedder,
+    scorer_of,
+    train_embedder,
+    train_head,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +68,8 @@ def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add("shotspotter/a.flac", "live", 0, sound, (onset,))
     for source in ("ffsl", "kabealo", "sesa", "katsis"):
         add(f"{source}/a.flac", "shot", 0, sound[4 * RATE_HZ :], (onset - 4 * RATE_HZ,))
-    add("ambient/a.flac", "background", LABELS.index("Environmental noise"), noise)
+    for source in ("ambient", "katsis"):
+        add(f"{source}/b.flac", "background", LABELS.index("Environmental noise"), noise)
     add("esc50/a.flac", "event", LABELS.index("Knock"), synthesis.knocks(rng))
     np.save(folder / "pool.npy", np.concatenate(pieces))
     (folder / "pool.json").write_text(json.dumps([asdict(clip) for clip in clips]))
@@ -88,36 +112,94 @@ def test_scenes_are_a_function_of_seed_and_number(pool: Pool) -> None:
 def test_scenes_hold_shots_and_quiet_and_never_label_what_digital_silence_hides(pool: Pool) -> None:
     shots = decided = 0
     for index in range(60):
-        scene = compose(pool, 1, index, codecs=False)
+        scene = compose(pool, 1, index, mixture=sorted(MIXTURES)[index % 2], codecs=False)
         assert scene.pcm.shape == (SCENE_SAMPLES,)
-        assert scene.targets.shape == scene.weights.shape == (SCENE_EXAMPLES, len(LABELS))
+        assert scene.targets.shape == scene.weights.shape == (POSITIONS, len(LABELS))
         assert np.isin(scene.targets, (0, 1)).all()
         assert (scene.weights >= 0).all()
         assert (scene.weights <= 1).all()
-        for k in range(SCENE_EXAMPLES):
-            heard = scene.pcm[k * EXAMPLE_HOP_SAMPLES :][: EXAMPLE_SAMPLES - UNDECIDED_SAMPLES]
+        for k in range(POSITIONS):
+            heard = scene.pcm[k * POSITION_HOP_SAMPLES :][: EXAMPLE_SAMPLES - UNDECIDED_SAMPLES]
             if scene.targets[k, 0] and scene.weights[k, 0] > 0.5:
                 assert heard.any(), f"scene {index}, example {k}: a sure shot in digital silence"
         shots += int(scene.targets[:, 0].sum())
         decided += int(((scene.targets[:, 0] == 0) & (scene.weights[:, 0] == 1)).sum())
-    assert shots > 30
-    assert decided > 200
+    assert shots > 200
+    assert decided > 1500
 
 
 @pytest.fixture(scope="module")
-def plan(pool_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DataPlan:
-    made = DataPlan(pool_folder, tmp_path_factory.mktemp("data"), scenes=40, seed=5, codecs=False)
-    assert list(make_shards(made, processes=1)) == [0, 1]
+def teachers(data_dir: Path) -> Teachers:
+    return Teachers(data_dir)
+
+
+@pytest.fixture(scope="module")
+def plan(pool_folder: Path, teachers: Teachers, tmp_path_factory: pytest.TempPathFactory) -> DataPlan:
+    made = DataPlan(pool_folder, tmp_path_factory.mktemp("data"), 16, 5, close_scenes=4, codecs=False)
+    assert list(make_shards(made, processes=1)) == [0, 1, 2]
+    with pytest.raises(ConfigError, match="teach"):
+        load_data(made)
+    assert list(teach_shards(made, teachers)) == [0, 1, 2]
+    assert list(teach_shards(made, teachers)) == [2]
     return made
 
 
-def test_shards_are_kept_and_made_again_alike(plan: DataPlan) -> None:
-    before = plan.shard_path(0).stat().st_mtime_ns
-    assert list(make_shards(plan, processes=1)) == [1]
-    assert plan.shard_path(0).stat().st_mtime_ns == before
-    first = load_data(plan)
-    make_shard(plan, 0)
-    np.testing.assert_array_equal(first.log_mel, load_data(plan).log_mel)
+@pytest.fixture(scope="module")
+def data(plan: DataPlan) -> TrainingData:
+    return load_data(plan)
+
+
+def test_yamnet_in_float_says_what_the_published_quantised_network_says(data_dir: Path, teachers: Teachers) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    rng = np.random.default_rng(3)
+    sounds = [
+        synthesis.firecrackers(rng),
+        synthesis.babble(rng, 1.0),
+        synthesis.close_report(rng),
+        synthesis.knocks(rng),
+    ]
+    pcm = np.stack([(20_000 * np.resize(x, EXAMPLE_SAMPLES)).astype(np.int16) for x in sounds])
+    logits = teachers.yamnet(teachers.log_mel(pcm))[0].astype(np.float64)
+    interpreter = Interpreter(str(data_dir / "yamnet" / "yamnet.tflite"))
+    interpreter.allocate_tensors()
+    for x, ours in zip(pcm, logits, strict=True):
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x.astype(np.float32) / 32768)
+        interpreter.invoke()
+        theirs = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0]
+        assert np.corrcoef(theirs, 1 / (1 + np.exp(-ours)))[0, 1] > 0.97
+
+
+def test_every_example_of_a_scene_is_a_cut_of_its_log_mel(
+    pool: Pool, plan: DataPlan, data: TrainingData, teachers: Teachers
+) -> None:
+    scene = compose(pool, 5, 1, codecs=False)
+    assert data.log_mel.shape[1:] == (SCENE_FRAMES, 64)
+    for position in (0, 5, POSITIONS - 1):
+        cut = data.examples(np.array([1]), np.array([position]))[0]
+        pcm = scene.pcm[position * POSITION_HOP_SAMPLES :][:EXAMPLE_SAMPLES]
+        np.testing.assert_array_equal(cut, teachers.log_mel(pcm[None])[0])
+        magnitude = np.exp(log_mel_examples(int16_to_float(pcm))[0]) - 0.01
+        np.testing.assert_allclose(np.exp(cut.astype(np.float64)) - 0.001, magnitude, rtol=0.01, atol=2e-4)
+    opinion = teachers.yamnet(data.examples(np.array([1]), np.array([TAUGHT_POSITIONS[2]])))
+    np.testing.assert_allclose(data.yamnet_logits[1, 2], opinion[0][0], atol=0.02)
+
+
+def test_teachers_answer_for_every_class_of_theirs(plan: DataPlan, data: TrainingData) -> None:
+    scenes, taught = plan.scenes + plan.close_scenes, len(TAUGHT_POSITIONS)
+    assert data.yamnet_logits.shape == (scenes, taught, YAMNET_CLASSES)
+    assert data.yamnet_embeddings.shape == (scenes, taught, YAMNET_EMBEDDING)
+    assert data.ced_probabilities.shape == (scenes, 5, CED_CLASSES)
+    assert ((data.ced_probabilities >= 0) & (data.ced_probabilities <= 1)).all()
+
+
+def test_shards_are_kept_and_made_again_alike(plan: DataPlan, data: TrainingData) -> None:
+    shard = plan.shards()[0]
+    before = shard.path.stat().st_mtime_ns
+    assert list(make_shards(plan, processes=1)) == [2]
+    assert shard.path.stat().st_mtime_ns == before
+    make_shard(plan, shard)
+    np.testing.assert_array_equal(data.targets, load_data(plan).targets)
 
 
 def test_missing_steps_are_named(tmp_path: Path, plan: DataPlan) -> None:
@@ -133,20 +215,26 @@ def test_missing_steps_are_named(tmp_path: Path, plan: DataPlan) -> None:
     assert "DATA_DIR" in result.output
 
 
-def test_a_tiny_run_learns_and_its_package_scores_like_what_was_trained(plan: DataPlan, tmp_path: Path) -> None:
-    data = load_data(plan)
-    settings = TrainingSettings(epochs=5, batch_examples=32, head_epochs=4, head_passes=1)
+def test_a_tiny_run_learns_and_its_package_scores_like_what_was_trained(data: TrainingData, tmp_path: Path) -> None:
+    settings = TrainingSettings(steps=60, batch_examples=32, average_momentum=0.9, head_epochs=8, head_scenes=4)
     said: list[str] = []
-    network, example_head, losses = train_embedder(data, settings, lambda *a: said.append(a[2]), max_steps=60)
+
+    def progress(*args: object) -> None:
+        said.append(str(args[2]))
+
+    embedder, losses = train_embedder(data, settings, progress)
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
-    lstm, head_losses = train_head(data, network, settings, lambda *a: said.append(a[2]))
+    few = replace(settings, refine_steps=8)
+    refined, more_losses = zip(
+        *(refine_embedder(data, embedder, few, how, progress) for how in few.refinements), strict=True
+    )
+    assert np.mean(more_losses) < np.mean(losses[:5])
+    embedder = averaged([embedder, *refined])
+    lstm, head_losses = train_head(data, embedder, settings, progress)
     assert np.mean(head_losses[-3:]) < np.mean(head_losses[:3])
     assert said
-    trained = Trained(
-        network.weights(),
-        {"weights": example_head.weights.numpy(), "bias": example_head.bias.numpy()},
-        {name: variable.numpy() for name, variable in lstm.named_variables().items()},
-    )
+    head = {name: variable.numpy() for name, variable in lstm.named_variables().items()}
+    trained = Trained(embedder.embedder, embedder.example_head, head)
     trained.save(tmp_path / "trained.npz")
     scorer = scorer_of(Trained.load(tmp_path / "trained.npz"))
     pcm = (3000 * np.random.default_rng(1).standard_normal((3, EXAMPLE_SAMPLES))).astype(np.int16)
@@ -174,14 +262,49 @@ def test_a_tiny_run_learns_and_its_package_scores_like_what_was_trained(plan: Da
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
 
 
-def test_blending_takes_the_mean_of_embedders_and_the_first_heads() -> None:
-    def run(value: float, size: int = 3) -> Trained:
-        return Trained(
-            {"k": np.full(size, value, np.float32)}, {"weights": np.array([value])}, {"h": np.array([value])}
-        )
+def test_an_echo_comes_later_and_quieter_and_brings_no_sound_of_its_own() -> None:
+    random = tf.random.Generator.from_seed(1)
+    x = np.full((64, 96, 64), np.log(0.001), np.float32)
+    x[:, 10] = 0.0  # one frame of sound
+    flat = np.zeros((64, len(LABELS)), np.float32)
+    heard, weights = augment(
+        random, tf.constant(x), tf.constant(flat), tf.constant(flat + 1), Alterations(mixed=0.0, echo=1.0, limited=0.0)
+    )
+    magnitude = np.exp(heard.numpy()) - 0.001
+    assert magnitude[:, :10].max() < 1e-5
+    assert magnitude[:, 11:14].max() < 1e-5
+    direct, echoes = magnitude[:, 10].max(axis=1), magnitude[:, 14:].max(axis=(1, 2))
+    assert (echoes < 0.75 * direct).all()
+    assert (echoes > 0.03 * direct).mean() > 0.9
+    np.testing.assert_array_equal(weights, 1.0)
 
-    mixed = blended([run(1.0), run(2.0)])
-    np.testing.assert_allclose(mixed.embedder["k"], 1.5)
-    assert mixed.head["h"] == 1.0
+
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after what was wrongly believed was looked up, so that this is taken up again too."""
+    monkeypatch.setattr("trainer.compact.training._CHECKPOINT_STEPS", 8)
+    settings = TrainingSettings(steps=12, batch_examples=32, mined_at=(0.5,))
+
+    def stop(done: int, total: int, note: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # at its last step, after the checkpoint of the eighth
+        train_embedder(data, settings, stop, tmp_path / "embedder.checkpoint.npz")
+    resumed, losses = train_embedder(data, settings, lambda *args: None, tmp_path / "embedder.checkpoint.npz")
+    whole, again = train_embedder(data, settings, lambda *args: None)
+    assert len(losses) == len(again) == 12
+    np.testing.assert_allclose(losses, again, rtol=1e-2)
+    for name, value in whole.embedder.items():
+        np.testing.assert_allclose(resumed.embedder[name], value, atol=2e-2, err_msg=name)
+
+
+def test_averaging_takes_the_mean_and_refuses_another_network() -> None:
+    def run(value: float, size: int = 3) -> Trained:
+        return Trained({"k": np.full(size, value, np.float32)}, {"weights": np.array([value], np.float32)}, {})
+
+    mean = averaged([run(1.0), run(2.0), run(6.0)])
+    np.testing.assert_allclose(mean.embedder["k"], 3.0)
+    np.testing.assert_allclose(mean.example_head["weights"], 3.0)
     with pytest.raises(ModelError, match="different networks"):
-        blended([run(1.0), run(2.0, size=4)])
+        averaged([run(1.0), run(2.0, size=4)])

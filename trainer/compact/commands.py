@@ -1,38 +1,38 @@
 """``trainer compact``: the whole recipe of the built-in model, step by step. Each step takes up where it was stopped.
 
 prepare     recordings of split train -> pool
-synthesise  pool -> scenes -> shards of examples with targets
+synthesise  pool -> scenes -> shards of PCM with targets
+teach       shards -> log-mel, and what YAMNet and CED-tiny think of the examples
 train       shards -> embedder and LSTM head
 evaluate    dev recordings through what was trained, or through any package
+failures    the loudest false alarms and the shots least heard, as a picture
 export      -> package: weights, operating point, curve
-all         these five in order
+all         these in order
 """
 
 from __future__ import annotations
 
 import datetime
 import os
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from detector.errors import ConfigError
+from trainer.progress import shown
 
 if TYPE_CHECKING:
     from trainer.compact.dataset import DataPlan
     from trainer.compact.evaluation import Report, Scored, Scorer
     from trainer.compact.training import Trained, TrainingSettings
 
-_VERSION = "0.1.1"
+_VERSION = "0.3.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class _Run:
     data_dir: Path
     seed: int
     scenes: int
-    epochs: float
-    teacher: bool
+    close_scenes: int
+    steps: int
 
     @property
     def audio_dir(self) -> Path:
@@ -56,21 +56,25 @@ class _Run:
 
     @property
     def command(self) -> str:
-        teacher = "" if self.teacher else " --no-teacher"
-        return f"trainer compact --seed {self.seed} --scenes {self.scenes} --epochs {self.epochs:g}{teacher} all"
+        return (
+            f"trainer compact --seed {self.seed} --scenes {self.scenes} "
+            f"--close-scenes {self.close_scenes} --steps {self.steps} all"
+        )
 
     def plan(self) -> DataPlan:
         from trainer.compact.dataset import DataPlan
 
-        teacher = self.data_dir / "ced" / "ced_tiny.onnx" if self.teacher else None
-        if teacher is not None and not teacher.is_file():
-            raise ConfigError(f"The teacher {teacher} is missing: set DATA_DIR, or go without it (--no-teacher).")
-        return DataPlan(self.work / "pool", self.work / "data", self.scenes, self.seed, teacher)
+        return DataPlan(self.work / "pool", self.work / "data", self.scenes, self.seed, self.close_scenes)
+
+    def fresh_plan(self) -> DataPlan:
+        """Scenes that are kept for the end of training: three for every ten of the others."""
+        scenes, close_scenes = max(1, self.scenes * 3 // 10), self.close_scenes * 3 // 10
+        return replace(self.plan(), scenes=scenes, seed=self.seed + 2, close_scenes=close_scenes)
 
     def settings(self) -> TrainingSettings:
         from trainer.compact.training import TrainingSettings
 
-        return replace(TrainingSettings(), epochs=self.epochs, seed=self.seed)
+        return replace(TrainingSettings(), steps=self.steps, refine_steps=max(1, self.steps // 5), seed=self.seed)
 
 
 @click.group("compact")
@@ -86,16 +90,20 @@ class _Run:
     help="Folder of recordings and teachers (environment: DATA_DIR).",
 )
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=1, show_default=True)
-@click.option("--scenes", type=click.IntRange(1), default=11_000, show_default=True, help="Scenes of ten examples.")
-@click.option("--epochs", type=click.FloatRange(min=0.0, min_open=True), default=4.0, show_default=True)
-@click.option("--teacher/--no-teacher", default=True, show_default=True, help="Ask CED what it hears in every example.")
+@click.option("--scenes", type=click.IntRange(1), default=5_000, show_default=True, help="Scenes of ten examples.")
+@click.option(
+    "--close-scenes",
+    type=click.IntRange(0),
+    default=4_000,
+    show_default=True,
+    help="Scenes besides, among them what cameras and phones keep of close fire.",
+)
+@click.option("--steps", type=click.IntRange(1), default=10_000, show_default=True, help="Steps of the embedder.")
 @click.pass_context
-def compact(
-    context: click.Context, work: Path, data_dir: Path, seed: int, scenes: int, epochs: float, teacher: bool
-) -> None:
-    """Make the built-in model: prepare, synthesise, train, evaluate, export (or all)."""
+def compact(context: click.Context, /, **options: Any) -> None:
+    """Make the built-in model: prepare, synthesise, teach, train, evaluate, export (or all)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    context.obj = _Run(work, data_dir, seed, scenes, epochs, teacher)
+    context.obj = _Run(**options)
 
 
 @compact.command()
@@ -114,28 +122,18 @@ def synthesise(run: _Run, processes: int | None) -> None:
 
 
 @compact.command()
-@click.option("--again", is_flag=True, help="Train although something is trained already.")
-@click.option(
-    "--start-from",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    default=None,
-    help="Weights (trained.npz of another work folder) to go on from instead of random ones.",
-)
 @click.pass_obj
-def train(run: _Run, again: bool, start_from: Path | None) -> None:
-    """Train the embedder, then the LSTM head."""
-    _train(run, again, start_from)
+def teach(run: _Run) -> None:
+    """Ask the teachers about the examples; what they heard already is kept."""
+    _teach(run)
 
 
 @compact.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--again", is_flag=True, help="Train although something is trained already.")
 @click.pass_obj
-def blend(run: _Run, runs: tuple[Path, ...]) -> None:
-    """Average the embedders of RUNS (trained.npz each, one begun from the other); the first one's heads are kept."""
-    from trainer.compact.training import Trained, blended
-
-    blended([Trained.load(path) for path in runs]).save(run.trained_path)
-    click.echo(f"{run.trained_path}: mean of {len(runs)} embedders.")
+def train(run: _Run, again: bool) -> None:
+    """Train the embedder, then the LSTM head."""
+    _train(run, again)
 
 
 @compact.command()
@@ -147,6 +145,19 @@ def blend(run: _Run, runs: tuple[Path, ...]) -> None:
 def evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None:
     """Dev recordings, streamed: recall by set, false alarms by class, robustness; hop 0.96 s and 0.48 s."""
     _evaluate(run, model_name, json_path)
+
+
+@compact.command()
+@click.argument("picture", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--model", "model_name", default=None, help="A package instead of what was trained here.")
+@click.pass_obj
+def failures(run: _Run, picture: Path, model_name: str | None) -> None:
+    """Draw the loudest false alarms and the shots least heard into PICTURE (.png or .svg)."""
+    from trainer.compact import evaluation, pictures
+
+    recordings = evaluation.load_recordings(run.audio_dir, run.work / "dev.npz")
+    scored = evaluation.score_recordings(_scorer(run, model_name), recordings)
+    pictures.draw(pictures.failures(scored, evaluation.clip_threshold(scored)), picture)
 
 
 @compact.command()
@@ -171,6 +182,7 @@ def everything(run: _Run, processes: int | None, out: Path | None) -> None:
     """Every step in order."""
     _prepare(run)
     _synthesise(run, processes)
+    _teach(run)
     _train(run, again=False)
     _export(run, out, _VERSION)
     _evaluate(run, str(_package_folder(run, out).absolute()), None)
@@ -190,45 +202,54 @@ def _prepare(run: _Run) -> None:
 
 
 def _synthesise(run: _Run, processes: int | None) -> None:
-    from trainer.compact.dataset import make_shards
+    from trainer.compact.dataset import SHARD_SCENES, make_shards
 
-    plan = run.plan()
-    with _progress() as progress:
-        task = progress.add_task("Scenes", total=plan.shards, note="")
-        for done in make_shards(plan, processes or os.cpu_count() or 1):
-            progress.update(task, completed=done)
+    with shown(stay=True, lines=True) as tell:
+        for name, plan in (("Scenes", run.plan()), ("Fresh scenes", run.fresh_plan())):
+            for done in make_shards(plan, processes or os.cpu_count() or 1):
+                tell(name, done * SHARD_SCENES, len(plan.shards()) * SHARD_SCENES, "")
 
 
-def _train(run: _Run, again: bool, start_from: Path | None = None) -> None:
-    if run.trained_path.is_file() and not again:
+def _teach(run: _Run) -> None:
+    from trainer.compact.dataset import SHARD_SCENES, teach_shards
+    from trainer.compact.teachers import Teachers
+
+    teachers = Teachers(run.data_dir)
+    with shown(stay=True, lines=True) as tell:
+        for name, plan in (("Teachers", run.plan()), ("Teachers, fresh scenes", run.fresh_plan())):
+            for done in teach_shards(plan, teachers):
+                tell(name, done * SHARD_SCENES, len(plan.shards()) * SHARD_SCENES, "")
+
+
+def _train(run: _Run, again: bool) -> None:
+    """Each part is kept in the work folder; one that was stopped goes on from its last checkpoint."""
+    settings = run.settings()
+    stages = ["embedder", *(f"refined{number}" for number in range(1, len(settings.refinements) + 1))]
+    paths = [run.work / f"{stage}.npz" for stage in stages]
+    checkpoints = [run.work / f"{stage}.checkpoint.npz" for stage in stages]
+    if again:
+        for path in (run.trained_path, *paths, *checkpoints):
+            path.unlink(missing_ok=True)
+    if run.trained_path.is_file():
         click.echo(f"{run.trained_path} is trained already (--again to train anew).")
         return
     from trainer.compact.dataset import load_data
-    from trainer.compact.training import Trained, train_embedder, train_head
+    from trainer.compact.training import Trained, averaged, refine_embedder, train_embedder, train_head
 
-    data, settings = load_data(run.plan()), run.settings()
-    if start_from is not None:
-        settings = replace(settings, learning_rate=settings.learning_rate / 2)  # what was learnt is not to be undone
-    embedder_path = run.work / "embedder.npz"
-    with _progress() as progress:
-        task = progress.add_task("Embedder", total=None, note="")
-        network, example_head, _ = train_embedder(
-            data,
-            settings,
-            lambda done, total, note: progress.update(task, completed=done, total=total, note=note),
-            start=Trained.load(start_from) if start_from is not None else None,
-        )
-        weights = {"weights": example_head.weights.numpy(), "bias": example_head.bias.numpy()}
-        Trained(network.weights(), weights, {}).save(embedder_path)
-        head_task = progress.add_task("LSTM head", total=None, note="")
-        lstm, _ = train_head(
-            data,
-            network,
-            settings,
-            lambda done, total, note: progress.update(head_task, completed=done, total=total, note=note),
-        )
+    with shown(stay=True, lines=True) as tell:
+        data = load_data(run.plan())
+        if not paths[0].is_file():
+            train_embedder(data, settings, partial(tell, "Embedder"), checkpoints[0])[0].save(paths[0])
+        first = Trained.load(paths[0])
+        for number, (path, checkpoint) in enumerate(zip(paths[1:], checkpoints[1:], strict=True), start=1):
+            if not path.is_file():
+                fresh, name = load_data(run.fresh_plan()), f"Refinement {number}"
+                how = settings.refinements[number - 1]
+                refine_embedder(fresh, first, settings, how, partial(tell, name), checkpoint)[0].save(path)
+        trained = averaged([first, *(Trained.load(path) for path in paths[1:])])
+        lstm, _ = train_head(data, trained, settings, partial(tell, "LSTM head"))
     head = {name: variable.numpy() for name, variable in lstm.named_variables().items()}
-    Trained(network.weights(), weights, head).save(run.trained_path)
+    Trained(trained.embedder, trained.example_head, head).save(run.trained_path)
 
 
 def _evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None:
@@ -259,11 +280,14 @@ def _evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None
 
 
 def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
+    from detector.config import DecisionSettings
     from trainer.compact import evaluation, packaging
+    from trainer.evaluate_audio import false_alerts_section
 
     trained = _trained(run)
     recordings = evaluation.load_recordings(run.audio_dir, run.work / "dev.npz")
     scored = evaluation.score_recordings(_scorer(run, None), recordings)
+    dense = evaluation.score_recordings(_scorer(run, None), recordings, half_hop=True)
     folder = _package_folder(run, out)
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     model = packaging.export(
@@ -274,6 +298,9 @@ def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
         date=today,
         thresholds=packaging.choose_thresholds(scored),
         curve=packaging.operating_curve(scored),
+        false_alerts=[
+            false_alerts_section(s, h, DecisionSettings().hold_seconds) for s, h in ((scored, 0.96), (dense, 0.48))
+        ],
     )
     click.echo(f"{folder}: opens at {model.manifest.decision.open_threshold}, self-test passed.")
 
@@ -321,17 +348,3 @@ def _show(results: dict[str, Report], scored: Sequence[Scored], threshold: float
     for name, (above, count) in sorted(first.false_alarms.items()):
         if above:
             console.print(f"  {name}: {above} of {count} clips above {threshold:.4f}")
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(file=sys.stderr), refresh_per_second=2) as progress:
-        yield progress

@@ -1,12 +1,12 @@
-"""Scenes -> shards of log-mel examples, targets and the teacher's opinion on disk. Fourth stage of the recipe.
+"""Scenes -> shards of PCM with targets on disk -> what the teachers make of them. Fourth stage.
 
-A shard is a pure function of (seed, shard number), so that a run that was stopped goes on where it was, and any number
-of processes makes the same data.
+A shard is a pure function of (mixture, seed, number), so that a run that was stopped goes on where it was, and any
+number of processes makes the same data. Beside each shard lies a second file with log-mel and the teachers' opinions:
+a function of the first.
 """
 
 from __future__ import annotations
 
-import csv
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -14,68 +14,119 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from detector.audio import int16_to_float
-from detector.embedders.log_mel import log_mel_examples
-from detector.embedders.params import EXAMPLE_FRAMES, EXAMPLE_HOP_SAMPLES, EXAMPLE_SAMPLES, MEL_BANDS
+from detector.embedders.params import EXAMPLE_FRAMES, EXAMPLE_SAMPLES, MEL_BANDS
 from detector.errors import ConfigError
 from trainer.compact.pools import LABELS, Pool, load_pool
-from trainer.compact.scenes import SCENE_EXAMPLES, compose, is_as_recorded
+from trainer.compact.scenes import (
+    POSITION_HOP_SAMPLES,
+    POSITIONS,
+    SCENE_EXAMPLES,
+    SCENE_SAMPLES,
+    compose,
+    is_as_recorded,
+)
+
+if TYPE_CHECKING:
+    from trainer.compact.teachers import Teachers
 
 SHARD_SCENES = 250
-TEACHER_CLASSES = 527
-_TEACHER_SAMPLES = 16_000  # CED takes at least one second
+SCENE_FRAMES = SCENE_EXAMPLES * EXAMPLE_FRAMES
+POSITION_FRAMES = EXAMPLE_FRAMES // 8
+TAUGHT_POSITIONS = range(0, POSITIONS, 4)
+"""Where the quick teacher is asked, every 0.48 s; the slow one at each fourth of these."""
+SLOWLY_TAUGHT_EVERY = 4
+
+assert POSITION_FRAMES * 8 * SCENE_EXAMPLES == SCENE_FRAMES
+
+Float16Array = npt.NDArray[np.float16]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TrainingData:
-    """Scenes in memory, S of them.
+    """Scenes in memory, S of them, cut into P = 73 examples of which T = 19 were shown to YAMNet and C = 5 to CED.
 
     Attributes:
-        log_mel: ``(S, 10, 96, 64)`` float16.
-        targets, weights: ``(S, 10, labels)`` float32.
+        log_mel: ``(S, 960, 64)`` float16 over the network's fine offset: an example is any 96 rows.
+        targets: ``(S, P, labels)`` uint8.
+        weights: ``(S, P, labels)`` float16.
         as_recorded: ``(S,)`` bool: one recording, not a mixture.
-        teacher: ``(S, 10, 527)`` float16 probabilities, or None where no teacher was asked.
+        yamnet_logits: ``(S, T, 521)`` float16.
+        yamnet_embeddings: ``(S, T, 1024)`` float16.
+        ced_probabilities: ``(S, C, 527)`` float16.
     """
 
-    log_mel: npt.NDArray[np.float16]
-    targets: npt.NDArray[np.float32]
-    weights: npt.NDArray[np.float32]
+    log_mel: Float16Array
+    targets: npt.NDArray[np.uint8]
+    weights: Float16Array
     as_recorded: npt.NDArray[np.bool_]
-    teacher: npt.NDArray[np.float16] | None
+    yamnet_logits: Float16Array
+    yamnet_embeddings: Float16Array
+    ced_probabilities: Float16Array
 
     def __len__(self) -> int:
         return len(self.log_mel)
 
+    def examples(self, scenes: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> Float16Array:
+        """``(n,)`` and ``(n,)`` -> ``(n, 96, 64)``."""
+        rows = positions[:, None] * POSITION_FRAMES + np.arange(EXAMPLE_FRAMES)
+        return np.asarray(self.log_mel[scenes[:, None], rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Scenes ``first`` to ``first + count - 1`` of one mixture and seed, and where they are kept."""
+
+    mixture: str
+    seed: int
+    first: int
+    count: int
+    path: Path
+
+    @property
+    def taught_path(self) -> Path:
+        return self.path.with_suffix(".taught.npz")
+
 
 @dataclass(frozen=True, slots=True)
 class DataPlan:
-    """What to make: ``scenes`` of ``seed`` from the pool in ``pool_folder``; ``teacher`` is CED's file, or None."""
+    """What to make: ``scenes`` scenes of mixture "mixed" from ``seed`` and ``close_scenes`` of "close" from the next.
+
+    ``pool_folder`` holds the recordings.
+    """
 
     pool_folder: Path
     folder: Path
     scenes: int
     seed: int
-    teacher: Path | None = None
+    close_scenes: int = 0
     codecs: bool = True
 
-    @property
-    def shards(self) -> int:
-        return -(-self.scenes // SHARD_SCENES)
+    def shards(self) -> list[Shard]:
+        """All of them, in the order in which they are read."""
+        return [
+            Shard(mixture, seed, first, min(SHARD_SCENES, scenes - first), self._path(mixture, seed, first))
+            for mixture, seed, scenes in (
+                ("mixed", self.seed, self.scenes),
+                ("close", self.seed + 1, self.close_scenes),
+            )
+            for first in range(0, scenes, SHARD_SCENES)
+        ]
 
-    def shard_path(self, shard: int) -> Path:
-        return self.folder / f"seed{self.seed}_{shard:05d}.npz"
+    def _path(self, mixture: str, seed: int, first: int) -> Path:
+        return self.folder / f"{mixture}{seed}_{first // SHARD_SCENES:05d}.npz"
 
 
 def make_shards(plan: DataPlan, processes: int) -> Iterator[int]:
     """Make what is missing; yields the number of shards finished so far, those found included."""
     plan.folder.mkdir(parents=True, exist_ok=True)
-    missing = [shard for shard in range(plan.shards) if not plan.shard_path(shard).is_file()]
-    done = plan.shards - len(missing)
+    shards = plan.shards()
+    missing = [shard for shard in shards if not shard.path.is_file()]
+    done = len(shards) - len(missing)
     yield done
     if not missing:
         return
@@ -94,83 +145,85 @@ def make_shards(plan: DataPlan, processes: int) -> Iterator[int]:
             yield done
 
 
-def make_shard(plan: DataPlan, shard: int) -> None:
-    """Compose, record, transform and ask the teacher; one file, complete or absent."""
+def make_shard(plan: DataPlan, shard: Shard) -> None:
+    """Compose and record; one file, complete or absent."""
     pool = _pool(plan.pool_folder)
-    first = shard * SHARD_SCENES
-    count = min(SHARD_SCENES, plan.scenes - first)
-    log_mel = np.empty((count, SCENE_EXAMPLES, EXAMPLE_FRAMES, MEL_BANDS), np.float16)
-    targets = np.empty((count, SCENE_EXAMPLES, len(LABELS)), np.float32)
-    weights = np.empty_like(targets)
-    teacher = np.empty((count, SCENE_EXAMPLES, TEACHER_CLASSES), np.float16) if plan.teacher else None
-    for i in range(count):
-        scene = compose(pool, plan.seed, first + i, codecs=plan.codecs)
-        log_mel[i] = log_mel_examples(int16_to_float(scene.pcm))
-        targets[i], weights[i] = scene.targets, scene.weights
-        if teacher is not None and plan.teacher is not None:
-            teacher[i] = ask_teacher(plan.teacher, scene.pcm)
-    arrays: dict[str, Any] = {
-        "log_mel": log_mel,
-        "targets": targets.astype(np.uint8),
-        "weights": weights.astype(np.float16),
-    }
-    if teacher is not None:
-        arrays["teacher"] = teacher
-    partial = plan.shard_path(shard).with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    partial.replace(plan.shard_path(shard))
+    pcm = np.empty((shard.count, SCENE_SAMPLES), np.int16)
+    targets = np.empty((shard.count, POSITIONS, len(LABELS)), np.uint8)
+    weights = np.empty(targets.shape, np.float16)
+    for i in range(shard.count):
+        scene = compose(pool, shard.seed, shard.first + i, mixture=shard.mixture, codecs=plan.codecs)
+        pcm[i], targets[i], weights[i] = scene.pcm, scene.targets, scene.weights
+    _save(shard.path, {"pcm": pcm, "targets": targets, "weights": weights})
 
 
-def load_data(plan: DataPlan) -> TrainingData:
-    """All shards of a plan. Raises ConfigError where one is missing."""
-    paths = [plan.shard_path(shard) for shard in range(plan.shards)]
-    if absent := [path for path in paths if not path.is_file()]:
-        raise ConfigError(
-            f"{len(absent)} of {len(paths)} shards are missing ({absent[0]}, ...): run `trainer compact synthesise`."
-        )
-    parts: dict[str, list[npt.NDArray[Any]]] = {}
-    for path in paths:
-        with np.load(path, allow_pickle=False) as stored:
-            for name in stored.files:
-                parts.setdefault(name, []).append(stored[name])
-    whole = {name: np.concatenate(pieces) for name, pieces in parts.items()}
-    return TrainingData(
-        whole["log_mel"],
-        whole["targets"].astype(np.float32),
-        whole["weights"].astype(np.float32),
-        np.array([is_as_recorded(plan.seed, i) for i in range(plan.scenes)]),
-        whole.get("teacher"),
+def teach_shards(plan: DataPlan, teachers: Teachers) -> Iterator[int]:
+    """Ask the teachers about every shard that they have not heard; yields the number done, those found included.
+
+    Raises ConfigError where a shard is missing.
+    """
+    shards = plan.shards()
+    missing = [shard for shard in shards if not shard.taught_path.is_file()]
+    done = len(shards) - len(missing)
+    yield done
+    for shard in missing:
+        with np.load(_present(shard.path), allow_pickle=False) as stored:
+            pcm = stored["pcm"]
+        scenes = len(pcm)
+        log_mel = teachers.log_mel(_cut(pcm, range(0, POSITIONS, 8))).reshape(scenes, SCENE_FRAMES, MEL_BANDS)
+        rows = np.arange(EXAMPLE_FRAMES) + np.array(TAUGHT_POSITIONS)[:, None] * POSITION_FRAMES
+        logits, embeddings = teachers.yamnet(log_mel[:, rows].reshape(-1, EXAMPLE_FRAMES, MEL_BANDS))
+        ced = teachers.ced(_cut(pcm, TAUGHT_POSITIONS[::SLOWLY_TAUGHT_EVERY]))
+        arrays = {
+            "log_mel": log_mel,
+            "yamnet_logits": logits,
+            "yamnet_embeddings": embeddings,
+            "ced_probabilities": ced,
+        }
+        shaped = {
+            name: value if name == "log_mel" else value.reshape(scenes, -1, value.shape[-1])
+            for name, value in arrays.items()
+        }
+        _save(shard.taught_path, shaped)
+        done += 1
+        yield done
+
+
+def _cut(pcm: npt.NDArray[np.int16], positions: range) -> npt.NDArray[np.int16]:
+    """``(S, SCENE_SAMPLES)`` -> ``(S * positions, 15600)``."""
+    windows = np.lib.stride_tricks.sliding_window_view(pcm, EXAMPLE_SAMPLES, axis=1)[:, ::POSITION_HOP_SAMPLES]
+    return np.ascontiguousarray(windows[:, positions.start : positions.stop : positions.step]).reshape(
+        -1, EXAMPLE_SAMPLES
     )
 
 
-def ask_teacher(teacher: Path, pcm: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
-    """CED's 527 probabilities for each example of a stretch of PCM, which begins with the first one's look-back."""
-    examples = np.lib.stride_tricks.sliding_window_view(pcm, EXAMPLE_SAMPLES)[::EXAMPLE_HOP_SAMPLES]
-    waveform = np.zeros((len(examples), _TEACHER_SAMPLES), np.float32)
-    waveform[:, :EXAMPLE_SAMPLES] = examples / np.float32(32768)
-    return np.asarray(_teacher(teacher).run(None, {"waveform": waveform})[0], np.float32)
+def load_data(plan: DataPlan) -> TrainingData:
+    """All shards of a plan. Raises ConfigError where one is missing or was not shown to the teachers."""
+    parts: dict[str, list[npt.NDArray[Any]]] = {}
+    shards = plan.shards()
+    for shard in shards:
+        for path in (shard.path, shard.taught_path):
+            with np.load(_present(path), allow_pickle=False) as stored:
+                for name in stored.files:
+                    if name != "pcm":
+                        parts.setdefault(name, []).append(stored[name])
+    as_recorded = np.array([is_as_recorded(s.seed, s.first + i, s.mixture) for s in shards for i in range(s.count)])
+    return TrainingData(as_recorded=as_recorded, **{name: np.concatenate(parts.pop(name)) for name in tuple(parts)})
 
 
-def teacher_labels(data_dir: Path) -> list[str]:
-    """AudioSet display names in the order of CED's outputs."""
-    with (data_dir / "audioset" / "class_labels_indices.csv").open(newline="", encoding="utf-8") as file:
-        return [row["display_name"] for row in csv.DictReader(file)]
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing: run `trainer compact synthesise` and `trainer compact teach` first.")
+    return path
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(path)
 
 
 @lru_cache(maxsize=1)
 def _pool(folder: Path) -> Pool:
     return load_pool(folder)
-
-
-@lru_cache(maxsize=1)
-def _teacher(path: Path) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ConfigError(
-            "The teacher needs onnxruntime: install the extra `peers`, or go without a teacher."
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from detector.embedders.compact import CompactNetwork
-from detector.model import Model, save_package
+from detector.model import FalseAlertsSection, Model, save_package
 from trainer.compact.evaluation import (
     Report,
     Scored,
@@ -34,7 +34,7 @@ DATA_NAMES = (
     "University of Iowa booth recordings (MIT)",
     "ambient loops: split train (CC0, public domain, CC BY, Pixabay)",
     "sounds synthesised by trainer/compact/synthesis.py",
-    "CED-tiny's opinion on all of these as soft targets (Apache 2.0)",
+    "opinions of YAMNet (Google, Apache 2.0) and CED-tiny (Apache 2.0) on these as soft targets",
 )
 _AMBIENT_MARGIN = 0.5  # in logits: what the default threshold keeps above the loudest ambient score
 
@@ -86,6 +86,7 @@ def export(
     date: str,
     thresholds: tuple[float, float] = (0.5, 0.3),
     curve: Sequence[Mapping[str, float]] = (),
+    false_alerts: Sequence[FalseAlertsSection] = (),
     data: Sequence[str] = DATA_NAMES,
 ) -> Model:
     """Fold, write and self-test the package. Raises ModelError where the trained weights don't fit the network."""
@@ -104,6 +105,7 @@ def export(
         "window": {"examples": WINDOW_EXAMPLES, "hop_seconds": 0.96},
         "decision": {"open_threshold": thresholds[0], "close_threshold": thresholds[1]},
         "operating_curve": list(curve),
+        "false_alerts": [section.model_dump() for section in false_alerts],
         "training": {"command": command, "data": list(data), "date": date},
     }
     head = {name: np.ascontiguousarray(value) for name, value in trained.head.items()}

@@ -1,14 +1,16 @@
 """Scenes of ten consecutive examples, with what each example holds. Third stage of the recipe.
 
 A scene is a stretch of one stream: a background, events at chosen loudness above it, one recording chain over it all.
-Labels belong to single examples: "gunfire" means that a shot begins in this example, so the tail of one that began
-earlier is no gunfire, and a shot that begins in the last moments of an example is left undecided.
+Labels belong to single examples, of which one begins every 0.12 s: "gunfire" means that a shot begins in this example,
+so the tail of one that began earlier is no gunfire, and a shot that begins in the last moments of an example is left
+undecided.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,9 @@ from trainer.compact.synthesis import LEAD_SAMPLES
 
 SCENE_EXAMPLES = 10
 SCENE_SAMPLES = CARRY_SAMPLES + SCENE_EXAMPLES * EXAMPLE_HOP_SAMPLES
+POSITION_HOP_SAMPLES = EXAMPLE_HOP_SAMPLES // 8
+POSITIONS = (SCENE_SAMPLES - EXAMPLE_SAMPLES) // POSITION_HOP_SAMPLES + 1
+"""Examples that a scene is cut into, the overlapping ones included."""
 UNDECIDED_SAMPLES = RATE_HZ * 60 // 1000  # a shot this close to an example's end may or may not be heard in it
 _AUTOMATIC_GAP_SAMPLES = RATE_HZ // 6
 _QUIETEST_SNR_DB, _SURE_SNR_DB = -4.0, 6.0
@@ -31,6 +36,9 @@ _UNSEEN_POWER = 10.0
 FloatArray = npt.NDArray[np.float32]
 GUNSHOT, MACHINE_GUN = LABELS.index("Gunshot, gunfire"), LABELS.index("Machine gun")
 NOTHING = LABELS.index("Environmental noise")
+_STARTS = np.arange(POSITIONS) * POSITION_HOP_SAMPLES
+_FRAME = RATE_HZ // 50
+_FOREST_SOURCE = "katsis"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +47,8 @@ class Scene:
 
     Attributes:
         pcm: ``(SCENE_SAMPLES,)`` int16.
-        targets: ``(10, labels)`` float32 0 or 1.
-        weights: ``(10, labels)`` float32 in [0, 1]; 0 where nobody can say.
+        targets: ``(POSITIONS, labels)`` float32 0 or 1, of the examples that begin every ``POSITION_HOP_SAMPLES``.
+        weights: ``(POSITIONS, labels)`` float32 in [0, 1]; 0 where nobody can say.
         kind: what was composed, for statistics.
     """
 
@@ -65,8 +73,8 @@ class _Event:
 
 
 MIXTURES: Mapping[str, Mapping[str, float]] = {
-    "mixed": {"live": 0.25, "single": 0.23, "shots": 0.28, "look-alikes": 0.24},
-    "close": {"live": 0.22, "single": 0.23, "camera": 0.17, "shots": 0.19, "look-alikes": 0.19},
+    "mixed": {"live": 0.25, "single": 0.2, "forest": 0.08, "shots": 0.25, "look-alikes": 0.22},
+    "close": {"live": 0.16, "single": 0.22, "forest": 0.04, "camera": 0.28, "shots": 0.15, "look-alikes": 0.15},
 }
 """Mixture -> composition -> its share of the scenes."""
 
@@ -77,8 +85,8 @@ def compose(pool: Pool, seed: int, index: int, *, mixture: str = "mixed", codecs
     composition = _composition(mixture, rng.random())
     if composition == "live":
         return _live_scene(rng, pool, codecs)
-    if composition == "single":
-        return _single_recording(rng, pool, codecs)
+    if composition in ("single", "forest"):
+        return _single_recording(rng, pool, codecs, forest=composition == "forest")
     if composition == "camera":
         return _camera_scene(rng, pool, codecs)
     has_shots = composition == "shots"
@@ -95,7 +103,7 @@ def compose(pool: Pool, seed: int, index: int, *, mixture: str = "mixed", codecs
 
 def is_as_recorded(seed: int, index: int, mixture: str = "mixed") -> bool:
     """Whether that scene is one recording (live fire, a clip, a camera's) and not mixed from several."""
-    return _composition(mixture, np.random.default_rng([seed, index]).random()) in ("live", "single", "camera")
+    return _composition(mixture, np.random.default_rng([seed, index]).random()) not in ("shots", "look-alikes")
 
 
 def _composition(mixture: str, draw: float) -> str:
@@ -129,11 +137,12 @@ def _background(rng: np.random.Generator, pool: Pool) -> FloatArray:
     return np.asarray(x / rms, np.float32)
 
 
-def _choose(rng: np.random.Generator, pool: Pool, kind: str) -> Clip:
-    """A clip of ``kind``: first a source, then a clip of it, so that no big source drowns the small ones."""
+def _choose(rng: np.random.Generator, pool: Pool, kind: str, source: str | None = None) -> Clip:
+    """A clip of ``kind``: first a source, if none is given, then a clip of it, so that no big one drowns the small."""
     clips = pool.of_kind(kind)
-    sources = sorted({clip.path.split("/")[0] for clip in clips})
-    source = sources[rng.integers(len(sources))]
+    if source is None:
+        sources = sorted({clip.path.split("/")[0] for clip in clips})
+        source = sources[rng.integers(len(sources))]
     mine = [clip for clip in clips if clip.path.startswith(source + "/")]
     return mine[rng.integers(len(mine))]
 
@@ -394,9 +403,11 @@ def _finish(
     # What the chain adds hides quiet events too: its noise in scene units.
     chain_noise_db = recording.noise_dbfs - recording.gain_db
     hidden_db = max(0.0, float(10 * np.log10(1.0 + 10 ** (chain_noise_db / 10))))
-    targets = np.zeros((SCENE_EXAMPLES, len(LABELS)), np.float32)
-    weights = np.ones((SCENE_EXAMPLES, len(LABELS)), np.float32)
-    active = np.zeros(SCENE_EXAMPLES, np.bool_)
+    targets = np.zeros((POSITIONS, len(LABELS)), np.float32)
+    weights = np.ones((POSITIONS, len(LABELS)), np.float32)
+    active = np.zeros(POSITIONS, np.bool_)
+    heard_share = np.concatenate([[0], np.cumsum(recording.audible)])
+    heard_share = (heard_share[_STARTS + EXAMPLE_SAMPLES] - heard_share[_STARTS]) / EXAMPLE_SAMPLES
     for event in placed:
         snr_db = event.level_db - hidden_db
         sure = event.sure * float(np.clip((snr_db - _QUIETEST_SNR_DB) / (_SURE_SNR_DB - _QUIETEST_SNR_DB), 0, 1))
@@ -405,7 +416,7 @@ def _finish(
             sure *= float(np.clip((contrast_db - 2.0) / 3.0, 0, 1))
             active |= _mark_shots(event, sure, recording.audible, targets, weights)
         elif event.label >= 0:
-            active |= _mark_other(event, snr_db, recording.audible, targets, weights)
+            active |= _mark_other(event, snr_db, heard_share, targets, weights)
         else:
             active |= snr_db > 0
     targets[:, NOTHING] = ~active
@@ -433,52 +444,49 @@ def _mark_shots(
     event: _Event, sure: float, audible: npt.NDArray[np.bool_], targets: FloatArray, weights: FloatArray
 ) -> npt.NDArray[np.bool_]:
     """Mark the examples in which shots of ``event`` begin; returns those the event reaches into."""
-    onsets = np.array(event.onsets) + event.start
-    inside = onsets[(onsets >= 0) & (onsets < SCENE_SAMPLES)]
-    heard = inside[audible[inside]]
-    cut = inside[~audible[inside]]
-    touched = np.zeros(SCENE_EXAMPLES, np.bool_)
-    end = event.start + len(event.samples)
-    for k in range(SCENE_EXAMPLES):
-        begin = k * EXAMPLE_HOP_SAMPLES
-        stop = begin + EXAMPLE_SAMPLES
-        touched[k] = event.start < stop and end > begin
-        here = heard[(heard >= begin) & (heard < stop - UNDECIDED_SAMPLES)]
-        if len(here):
-            targets[k, GUNSHOT] = 1.0
-            weights[k, GUNSHOT] = sure
-            automatic = len(here) >= 3 and np.median(np.diff(here)) < _AUTOMATIC_GAP_SAMPLES
-            targets[k, MACHINE_GUN] = float(automatic)
-            weights[k, MACHINE_GUN] = sure if event.complete else 0.0
-            continue
-        if targets[k, GUNSHOT] > 0:
-            continue
-        undecided = heard[(heard >= begin - UNDECIDED_SAMPLES) & (heard < stop)]
-        partly = cut[(cut >= begin - RATE_HZ // 2) & (cut < stop)]
-        if len(undecided) or len(partly) or (touched[k] and not event.complete):
-            weights[k, [GUNSHOT, MACHINE_GUN]] = 0.0
-    return touched
+    onsets = np.array(event.onsets, np.int64) + event.start
+    inside = np.sort(onsets[(onsets >= 0) & (onsets < SCENE_SAMPLES)])
+    heard, cut = inside[audible[inside]], inside[~audible[inside]]
+    stops = _STARTS + EXAMPLE_SAMPLES
+    touched = (event.start < stops) & (event.start + len(event.samples) > _STARTS)
+
+    def any_between(moments: npt.NDArray[np.int64], begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> Any:
+        return np.searchsorted(moments, end) > np.searchsorted(moments, begin)
+
+    first, last = np.searchsorted(heard, _STARTS), np.searchsorted(heard, stops - UNDECIDED_SAMPLES)
+    undecided = any_between(heard, _STARTS - UNDECIDED_SAMPLES, stops) | any_between(cut, _STARTS - RATE_HZ // 2, stops)
+    if not event.complete:
+        undecided |= touched
+    shot = last > first
+    for k in np.flatnonzero(shot):
+        here = heard[first[k] : last[k]]
+        automatic = len(here) >= 3 and np.median(np.diff(here)) < _AUTOMATIC_GAP_SAMPLES
+        targets[k, MACHINE_GUN] = float(automatic)
+        weights[k, MACHINE_GUN] = sure if event.complete else 0.0
+    targets[shot, GUNSHOT], weights[shot, GUNSHOT] = 1.0, sure
+    for column in (GUNSHOT, MACHINE_GUN):
+        weights[undecided & ~shot & (targets[:, GUNSHOT] == 0), column] = 0.0
+    return np.asarray(touched, np.bool_)
 
 
 def _mark_other(
-    event: _Event, snr_db: float, audible: npt.NDArray[np.bool_], targets: FloatArray, weights: FloatArray
+    event: _Event, snr_db: float, heard_share: npt.NDArray[np.floating], targets: FloatArray, weights: FloatArray
 ) -> npt.NDArray[np.bool_]:
     """Mark the examples in which another event sounds (its level, example by example, within 12 dB of its loudest)."""
-    touched = np.zeros(SCENE_EXAMPLES, np.bool_)
-    loudest = _loudest_rms(event.samples)
-    for k in range(SCENE_EXAMPLES):
-        begin = max(0, k * EXAMPLE_HOP_SAMPLES - event.start)
-        stop = k * EXAMPLE_HOP_SAMPLES + EXAMPLE_SAMPLES - event.start
-        if stop <= begin or begin >= len(event.samples):
-            continue
-        touched[k] = True
-        here_db = 20 * np.log10(_loudest_rms(event.samples[begin:stop]) / loudest + 1e-9)
-        if snr_db + here_db > 6 and here_db > -12 and audible[k * EXAMPLE_HOP_SAMPLES :][:EXAMPLE_SAMPLES].mean() > 0.5:
+    powers = _frame_powers(event.samples)
+    loudest = powers.max() if len(powers) else 0.0
+    begins = np.maximum(0, _STARTS - event.start)
+    stops = np.minimum(len(event.samples), _STARTS + EXAMPLE_SAMPLES - event.start)
+    touched = (stops > begins) & (begins < len(event.samples))
+    for k in np.flatnonzero(touched):
+        here = powers[begins[k] // _FRAME : -(-stops[k] // _FRAME)].max()
+        here_db = 10 * np.log10(here / loudest + 1e-12)
+        if snr_db + here_db > 6 and here_db > -12 and heard_share[k] > 0.5:
             targets[k, event.label] = 1.0
             weights[k, event.label] = 1.0
         elif snr_db + here_db > -6 and targets[k, event.label] == 0:
             weights[k, event.label] = 0.0
-    return touched
+    return np.asarray(touched, np.bool_)
 
 
 def _live_scene(rng: np.random.Generator, pool: Pool, codecs: bool) -> Scene:
@@ -511,16 +519,22 @@ def _live_scene(rng: np.random.Generator, pool: Pool, codecs: bool) -> Scene:
     scene = _finish(rng, x, [shots, *events], "live", codecs)
     weights = scene.weights.copy()
     weights[:, NOTHING] = 0.0
-    for k in range(SCENE_EXAMPLES):  # nothing was tagged before the first tag, so there is nothing to be unsure of
-        if k * EXAMPLE_HOP_SAMPLES + EXAMPLE_SAMPLES < min(onsets):
-            weights[k, GUNSHOT] = 1.0
+    # Nothing was tagged before the first tag, so there is nothing to be unsure of.
+    weights[min(onsets) > _STARTS + EXAMPLE_SAMPLES, GUNSHOT] = 1.0
     return Scene(scene.pcm, scene.targets, weights, "live")
 
 
-def _single_recording(rng: np.random.Generator, pool: Pool, codecs: bool) -> Scene:
-    """One recording as it is, in digital silence or on repeat: how clips are kept, whatever they hold."""
-    kind = str(rng.choice(["event", "background", "shot"], p=[0.42, 0.23, 0.35]))
-    clip = _weighted_event(rng, pool) if kind == "event" and rng.random() < 0.5 else _choose(rng, pool, kind)
+def _single_recording(rng: np.random.Generator, pool: Pool, codecs: bool, *, forest: bool = False) -> Scene:
+    """One recording as it is, in digital silence or on repeat: how clips are kept, whatever they hold.
+
+    ``forest``: one of the recorders in a forest, with a distant shot or without.
+    """
+    if forest:
+        kind = ("shot", "background")[int(rng.integers(2))]
+        clip = _choose(rng, pool, kind, _FOREST_SOURCE)
+    else:
+        kind = str(rng.choice(["event", "background", "shot"], p=[0.42, 0.23, 0.35]))
+        clip = _weighted_event(rng, pool) if kind == "event" and rng.random() < 0.5 else _choose(rng, pool, kind)
     recorded = pool.samples(clip)
     if len(recorded) > SCENE_SAMPLES:
         begin = int(rng.integers(len(recorded) - SCENE_SAMPLES))
@@ -552,8 +566,11 @@ def _runs(mask: npt.NDArray[np.bool_], at_least: int) -> npt.NDArray[np.bool_]:
     return out
 
 
+def _frame_powers(x: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """Mean power of each 20 ms; the last filled up with zeros."""
+    return np.asarray(np.mean(np.pad(x, (0, -len(x) % _FRAME)).reshape(-1, _FRAME) ** 2, axis=1))
+
+
 def _loudest_rms(x: npt.NDArray[np.floating]) -> float:
     """RMS of the loudest 20 ms."""
-    frame = RATE_HZ // 50
-    padded = np.pad(x, (0, -len(x) % frame))
-    return float(np.sqrt(np.max(np.mean(padded.reshape(-1, frame) ** 2, axis=1)))) if len(x) else 0.0
+    return float(np.sqrt(np.max(_frame_powers(x)))) if len(x) else 0.0

@@ -1,8 +1,9 @@
-"""Examples -> embedder with heads for single examples -> LSTM head over windows. Fifth stage of the recipe.
+"""Examples -> embedder with heads for single examples -> LSTM head over windows. Sixth stage of the recipe.
 
-The embedder learns first, on shuffled examples, to say what is in each (and what the teacher thinks of it); then, with
-the embedder as it will be served, the LSTM learns to say it from the example and what came before. Both depend on
-data and seed alone, up to the rounding of parallel sums.
+The embedder begins at random. It learns at once what is in each example and what two teachers think of it; half of each
+batch is altered in loudness, colour, band and background and learns the labels alone. What it wrongly believed is
+looked up twice on the way and shown more often from then on. The LSTM learns to say it from the example and what came
+before. All depends on data and seed alone, up to the rounding of parallel sums.
 """
 
 from __future__ import annotations
@@ -19,19 +20,28 @@ import tensorflow as tf
 
 from detector.classifiers import assign
 from detector.classifiers.lstm import LstmConfig, LstmModel
-from detector.embedders.compact import CompactNetwork
+from detector.embedders.compact import FINE_OFFSET, POOLED_SIZE, CompactNetwork
 from detector.embedders.log_mel import log_mel as in_graph_log_mel
-from detector.embedders.params import EMBEDDING_SIZE, FRONT_END, MEL_BANDS
+from detector.embedders.params import EMBEDDING_SIZE, EXAMPLE_FRAMES, MEL_BANDS
 from detector.errors import ModelError
-from trainer.compact.dataset import TEACHER_CLASSES, TrainingData
-from trainer.compact.pools import FAMILY, LABELS
-from trainer.compact.scenes import SCENE_EXAMPLES
+from trainer.compact.dataset import SLOWLY_TAUGHT_EVERY, TAUGHT_POSITIONS, TrainingData
+from trainer.compact.pools import FAMILY, LABELS, LOOK_ALIKES
+from trainer.compact.scenes import POSITIONS, SCENE_EXAMPLES
+from trainer.compact.teachers import CED_CLASSES, CED_GUNFIRE, YAMNET_CLASSES, YAMNET_EMBEDDING, YAMNET_GUNFIRE
 
 WINDOW_EXAMPLES = 10
-HEAD = LstmConfig(classes=len(LABELS), input_size=EMBEDDING_SIZE, cells=64, layers=1, final="moe", mixtures=2)
+HEAD = LstmConfig(classes=len(LABELS), input_size=EMBEDDING_SIZE, cells=96, layers=1, final="moe", mixtures=2)
 _EMBEDDING_LENGTH = 12.0  # logits of single-example heads come from unit vectors, as the LSTM will see them
 _FAMILY_COLUMNS = [LABELS.index(label) for label in FAMILY]
-_OFFSET = FRONT_END.log_offset
+_LOOK_ALIKE_COLUMNS = [LABELS.index(label) for label in LOOK_ALIKES]
+_EXPLOSION_COLUMN = LABELS.index("Explosion")
+_YAMNET_COLUMNS = [len(LABELS) + c for c in YAMNET_GUNFIRE]
+_CED_COLUMNS = [len(LABELS) + YAMNET_CLASSES + c for c in CED_GUNFIRE]
+_SURELY_NOT = -6.0
+_PERHAPS = -3.0
+"""A teacher's gunfire logit from which on an example counts among those that it might take for gunfire."""
+_CHECKPOINT_STEPS = 500
+_SENSOR_BANDS = (56.0, 60.0)  # about 5.5 to 6.3 kHz
 
 Float32Array = npt.NDArray[np.float32]
 Progress = Callable[[int, int, str], None]
@@ -39,20 +49,70 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingSettings:
-    """How to train. Defaults are those of the shipped model."""
+class Alterations:
+    """How many of the altered examples get what.
 
-    epochs: float = 6.0
-    batch_examples: int = 128
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-4
-    teacher_weight: float = 0.02
+    Attributes:
+        mixed: a second background.
+        echo: an echo; half as many a second one.
+        limited: nothing above some band, ``sharp`` of them near 6 kHz, where the live-fire sensors end.
+        floor: a recorder's noise over all bands.
+        mined: are drawn from the wrongly believed negatives.
+    """
+
+    mixed: float = 0.4
+    echo: float = 0.0
+    limited: float = 0.15
+    sharp: float = 0.0
+    floor: float = 0.0
+    mined: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How to train. Defaults are those of the shipped model.
+
+    Attributes:
+        steps: of the embedder.
+        batch_examples: half as they are, with the teachers' opinions; half altered.
+        perhaps_share, mined_share: of the unaltered ones, how many are drawn from those that YAMNet might take for
+            gunfire, and from the negatives that were wrongly believed.
+        mined_at: shares of the steps after which wrongly believed negatives are looked up.
+        mined_fraction: how many of all negatives these are.
+        alterations: of the altered half.
+        refine_steps: more of them, on scenes not met before, once with each of ``refinements``, each time from the same
+            weights; what is wrongly believed of those scenes is looked up before the first.
+    """
+
+    steps: int = 10_000
+    batch_examples: int = 256
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-3
+    dropout: float = 0.2
+    average_momentum: float = 0.999
+    perhaps_share: float = 0.25
+    mined_share: float = 0.2
+    mined_at: tuple[float, ...] = (0.4, 0.7)
+    mined_fraction: float = 0.02
+    alterations: Alterations = Alterations()
+    refine_steps: int = 2_000
+    refine_learning_rate: float = 1e-3
+    refinements: tuple[Alterations, ...] = (
+        Alterations(mixed=0.6, echo=0.6),
+        Alterations(mixed=0.6, echo=0.6, limited=0.5, sharp=0.5, floor=0.5, mined=0.2),
+    )
+    yamnet_weight: float = 0.03
+    ced_weight: float = 0.02
+    gunfire_weight: float = 0.03
+    embedding_weight: float = 0.3
     look_alike_weight: float = 0.3
     hard_negative_weight: float = 4.0
-    head_epochs: float = 6.0
-    head_passes: int = 2
-    head_learning_rate: float = 2e-3
+    head_epochs: float = 32.0
+    head_scenes: int = 24
+    head_learning_rate: float = 3e-3
     head_as_recorded_share: float = 0.7
+    head_belief_weight: float = 0.3
+    head_imagined_share: float = 0.5
     seed: int = 1
 
 
@@ -86,31 +146,16 @@ class Trained:
         return cls(**parts)
 
 
-def blended(runs: Sequence[Trained]) -> Trained:
-    """The mean of embedders that share their beginning, with the heads of the first run.
-
-    Weights on one path of training average to a network that generalises better than each (Wortsman et al., "Model
-    soups", 2022). Raises ModelError where they are of different networks.
-    """
-    first = runs[0]
-    for other in runs[1:]:
-        if {n: v.shape for n, v in other.embedder.items()} != {n: v.shape for n, v in first.embedder.items()}:
-            raise ModelError("These runs trained different networks; only runs of one network can be blended.")
-    mean = {
-        name: np.asarray(np.mean([run.embedder[name] for run in runs], axis=0), np.float32) for name in first.embedder
-    }
-    return Trained(mean, first.example_head, first.head)
-
-
 class ExampleHead(tf.Module):
-    """``(B, 128)`` embeddings -> logits ``(B, labels + 527)``: our labels, then the teacher's."""
+    """``(B, 128)`` embeddings -> ``(B, labels + 521 + 527)``: our logits, YAMNet's, CED's."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(name="example_head")
-        size = (EMBEDDING_SIZE, len(LABELS) + TEACHER_CLASSES)
-        initial = np.random.default_rng(seed).standard_normal(size) / math.sqrt(EMBEDDING_SIZE)
+        size = (EMBEDDING_SIZE, len(LABELS) + YAMNET_CLASSES + CED_CLASSES)
+        initial = np.random.default_rng(seed).standard_normal(size) / (math.sqrt(EMBEDDING_SIZE) * 4.0)
         self.weights = tf.Variable(initial.astype(np.float32), name="weights")
-        self.bias = tf.Variable(tf.fill([size[1]], -3.0), name="bias")
+        first = np.concatenate([np.full(len(LABELS), -3.0), np.full(YAMNET_CLASSES + CED_CLASSES, -6.0)])
+        self.bias = tf.Variable(first.astype(np.float32), name="bias")
 
     def __call__(self, embeddings: tf.Tensor) -> tf.Tensor:
         unit = tf.math.l2_normalize(embeddings, axis=-1, epsilon=1e-12)
@@ -120,80 +165,256 @@ class ExampleHead(tf.Module):
 # --- the embedder ---------------------------------------------------------------------------------------------------
 
 
-def train_embedder(
-    data: TrainingData,
-    settings: TrainingSettings,
-    progress: Progress,
-    *,
-    start: Trained | None = None,
-    max_steps: int | None = None,
-) -> tuple[CompactNetwork, ExampleHead, list[float]]:
-    """Train on shuffled examples; returns network (training form), its head and the loss of each step.
+@dataclass(slots=True)
+class _Draws:
+    """Which examples a step sees: a function of seed, step and what was mined."""
 
-    Args:
-        start: weights to go on from instead of random ones.
-        max_steps: end early (tests).
+    data: TrainingData
+    settings: TrainingSettings
+    perhaps: npt.NDArray[np.int64]
+    mined: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, data: TrainingData, settings: TrainingSettings) -> _Draws:
+        loudest = data.yamnet_logits[..., list(YAMNET_GUNFIRE)].max(axis=-1)
+        return cls(data, settings, np.flatnonzero(loudest.ravel() > _PERHAPS), np.zeros(0, np.int64))
+
+    def batch(self, step: int, altered_mined_share: float) -> tuple[npt.NDArray[Any], ...]:
+        """What ``step`` takes, ``altered_mined_share`` of its second half from what was mined."""
+        data, settings = self.data, self.settings
+        rng = np.random.default_rng([settings.seed, step])
+        half = settings.batch_examples // 2
+        taught = len(TAUGHT_POSITIONS)
+        pools = [(self.perhaps, settings.perhaps_share), (self.mined, settings.mined_share)]
+        picked = [rng.choice(pool, int(share * half)) for pool, share in pools if len(pool)]
+        rest = half - sum(map(len, picked))
+        # Sorted: reading memory in order is quicker, and the order in a batch means nothing.
+        flat = np.sort(np.concatenate([*picked, rng.integers(0, len(data) * taught, rest)]))
+        scenes, numbers = flat // taught, flat % taught
+        others = rng.integers(0, len(data) * POSITIONS, settings.batch_examples - half)
+        if altered_mined_share > 0 and len(self.mined):
+            again = rng.choice(self.mined, int(altered_mined_share * len(others)))
+            others[: len(again)] = again // taught * POSITIONS + again % taught * TAUGHT_POSITIONS.step
+        others.sort()
+        all_scenes = np.concatenate([scenes, others // POSITIONS])
+        positions = np.concatenate([numbers * TAUGHT_POSITIONS.step, others % POSITIONS])
+        slow = numbers % SLOWLY_TAUGHT_EVERY == 0
+        return (
+            data.examples(all_scenes, positions),
+            data.targets[all_scenes, positions],
+            data.weights[all_scenes, positions],
+            data.yamnet_logits[scenes, numbers],
+            data.yamnet_embeddings[scenes, numbers],
+            data.ced_probabilities[scenes, numbers // SLOWLY_TAUGHT_EVERY],
+            slow,
+        )
+
+
+def train_embedder(
+    data: TrainingData, settings: TrainingSettings, progress: Progress, checkpoint: Path | None = None
+) -> tuple[Trained, list[float]]:
+    """Train embedder and example head from random weights; returns the moving average of them and each step's loss.
+
+    ``checkpoint`` (.npz) is written every 500 steps and taken up again where it is found.
     """
     network, head = CompactNetwork(folded=False, seed=settings.seed), ExampleHead(settings.seed)
-    if start is not None:
-        network.load(start.embedder)
-        head.weights.assign(start.example_head["weights"])
-        head.bias.assign(start.example_head["bias"])
-    examples = len(data) * SCENE_EXAMPLES
-    steps = max(1, int(settings.epochs * examples / settings.batch_examples))
-    steps = steps if max_steps is None else min(steps, max_steps)
-    optimizer = _optimizer(settings.learning_rate, settings.weight_decay, steps)
-    variables = [*network.trainable_variables, *head.trainable_variables]
-    optimizer.build(variables)
+    plan = _Stage(settings.steps, settings.learning_rate, settings.mined_at, settings.alterations)
+    return _train(data, settings, plan, network, head, progress, checkpoint)
+
+
+def refine_embedder(
+    data: TrainingData,
+    trained: Trained,
+    settings: TrainingSettings,
+    alterations: Alterations,
+    progress: Progress,
+    checkpoint: Path | None = None,
+) -> tuple[Trained, list[float]]:
+    """Go on from what ``train_embedder`` gave, on scenes it has not met; returns and keeps the same."""
+    network, head = _trainable(trained)
+    plan = _Stage(settings.refine_steps, settings.refine_learning_rate, (0.0,), alterations)
+    return _train(data, settings, plan, network, head, progress, checkpoint)
+
+
+def averaged(runs: Sequence[Trained]) -> Trained:
+    """The mean of embedders and example heads; no LSTM.
+
+    Weights on paths of training that share their beginning average to a network that generalises better than each
+    (Wortsman et al., "Model soups", 2022). Raises ModelError where they are of different networks.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        if {n: v.shape for n, v in other.embedder.items()} != {n: v.shape for n, v in first.embedder.items()}:
+            raise ModelError("These runs trained different networks; only runs of one network can be averaged.")
+
+    def mean(parts: Sequence[dict[str, Float32Array]]) -> dict[str, Float32Array]:
+        return {name: np.asarray(np.mean([part[name] for part in parts], axis=0), np.float32) for name in parts[0]}
+
+    return Trained(mean([run.embedder for run in runs]), mean([run.example_head for run in runs]), {})
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    steps: int
+    learning_rate: float
+    mined_at: tuple[float, ...]
+    alterations: Alterations
+
+
+def _train(
+    data: TrainingData,
+    settings: TrainingSettings,
+    stage: _Stage,
+    network: CompactNetwork,
+    head: ExampleHead,
+    progress: Progress,
+    checkpoint: Path | None,
+) -> tuple[Trained, list[float]]:
     random = tf.random.Generator.from_seed(settings.seed)
+    felt_map = tf.Variable(tf.zeros([POOLED_SIZE, YAMNET_EMBEDDING]), name="felt_map")
+    centre, spread = _of_embeddings(data)
+    variables = [*network.trainable_variables, *head.trainable_variables, felt_map]
+    served = [*network.variables, *head.variables]
+    average = [tf.Variable(variable, trainable=False) for variable in served]
+    momentum = tf.Variable(0.0, trainable=False)
+    optimizer = _optimizer(stage.learning_rate, settings.weight_decay, stage.steps)
+    optimizer.build(variables)
+    half = settings.batch_examples // 2
 
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
-    def step(x: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
-        x, targets, weights = augment(random, tf.cast(x, tf.float32), targets, weights)
+    def step(x: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, *taught: tf.Tensor) -> tf.Tensor:
+        x, targets, weights = (tf.cast(value, tf.float32) for value in (x, targets, weights))
+        changed, lessened = augment(random, x[half:], targets[half:], weights[half:], stage.alterations)
+        x, weights = tf.concat([x[:half], changed], 0), tf.concat([weights[:half], lessened], 0)
         with tf.GradientTape() as tape:
-            logits = head(network(x, training=True))
-            loss = example_loss(logits, targets, weights, tf.cast(teacher, tf.float32), settings)
+            pooled = network.pooled(x, training=True, mixed_precision=True)
+            kept = tf.cast(random.uniform(tf.shape(pooled)) >= settings.dropout, tf.float32)
+            logits = head(network.embedding(pooled * kept / (1.0 - settings.dropout)))
+            loss = label_loss(logits[:, : len(LABELS)], targets, weights, settings)
+            loss += teacher_loss(logits[:half], *taught[:1], *taught[2:], settings=settings)
+            felt = tf.matmul(pooled[:half], felt_map)
+            apart = tf.reduce_mean(((felt - tf.cast(taught[1], tf.float32) + centre) / spread) ** 2)
+            loss += settings.embedding_weight * apart
         gradients, _ = tf.clip_by_global_norm(tape.gradient(loss, variables), 5.0)
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        for mean, variable in zip(average, served, strict=True):
+            mean.assign_sub((1.0 - momentum) * (mean - variable))
         return loss
 
-    log_mel = data.log_mel.reshape(examples, *data.log_mel.shape[2:])
-    targets, weights = (a.reshape(examples, len(LABELS)) for a in (data.targets, data.weights))
-    teacher = None if data.teacher is None else data.teacher.reshape(examples, TEACHER_CLASSES)
-    nobody = np.full((settings.batch_examples, TEACHER_CLASSES), np.nan, np.float16)
-    rng = np.random.default_rng(settings.seed)
-    order = np.zeros(0, np.int64)
-    losses: list[float] = []
-    for i in range(steps):
-        if len(order) < settings.batch_examples:
-            order = np.concatenate([order, rng.permutation(examples)])
-        # Sorted within the batch: reading memory in order is quicker, and the order in a batch means nothing.
-        chosen, order = np.sort(order[: settings.batch_examples]), order[settings.batch_examples :]
-        asked = nobody[: len(chosen)] if teacher is None else teacher[chosen]
-        loss = step(log_mel[chosen], targets[chosen], weights[chosen], asked)
-        losses.append(float(loss))
-        if i % 20 == 19 or i == steps - 1:
-            progress(i + 1, steps, f"loss {np.mean(losses[-100:]):.4f}")
-    optimizer.finalize_variable_values(variables)
-    return network, head, losses
+    draws = _Draws.of(data, settings)
+    mining = {int(share * stage.steps) for share in stage.mined_at}
+    state = [*served, felt_map, *average, *optimizer.variables]
+    losses, draws.mined = _restore(checkpoint, state)
+    for i in range(len(losses), stage.steps):
+        if i in mining:
+            draws.mined = _wrongly_believed(data, network, head, settings)
+        momentum.assign(min(settings.average_momentum, (1.0 + i) / (20.0 + i)))
+        random.reset_from_seed(settings.seed * 1_000_003 + i)
+        losses.append(float(step(*draws.batch(i, stage.alterations.mined))))
+        if i % 20 == 19 or i == stage.steps - 1:
+            progress(i + 1, stage.steps, f"loss {np.mean(losses[-100:]):.4f}")
+        if checkpoint is not None and i % _CHECKPOINT_STEPS == _CHECKPOINT_STEPS - 1:
+            _keep(checkpoint, state, losses, draws.mined)
+    for mean, variable in zip(average, served, strict=True):
+        variable.assign(mean)
+    return Trained(network.weights(), {"weights": head.weights.numpy(), "bias": head.bias.numpy()}, {}), losses
 
 
-def example_loss(
-    logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, teacher: tf.Tensor, settings: TrainingSettings
+def _of_embeddings(data: TrainingData) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and spread of each value of YAMNet's embedding, of a tenth of them."""
+    some = data.yamnet_embeddings.reshape(-1, YAMNET_EMBEDDING)[::10].astype(np.float32)
+    return tf.constant(some.mean(axis=0)), tf.constant(some.std(axis=0) + np.float32(0.05))
+
+
+def _wrongly_believed(
+    data: TrainingData, network: CompactNetwork, head: ExampleHead, settings: TrainingSettings
+) -> npt.NDArray[np.int64]:
+    """Numbers (scene * 19 + place) of the surely negative unaltered examples with the highest gunfire logits."""
+
+    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
+    def gunfire(x: tf.Tensor) -> tf.Tensor:
+        logits = head(network.embedding(network.pooled(tf.cast(x, tf.float32), mixed_precision=True)))
+        return tf.reduce_max(tf.gather(logits, _FAMILY_COLUMNS, axis=1), axis=1)
+
+    taught = len(TAUGHT_POSITIONS)
+    places = np.array(TAUGHT_POSITIONS)
+    found = []
+    for first in range(0, len(data), 26):
+        scenes = np.arange(first, min(first + 26, len(data)))
+        x = data.examples(np.repeat(scenes, taught), np.tile(places, len(scenes)))
+        found.append(gunfire(x).numpy())
+    logits = np.concatenate(found)
+    family = np.ix_(np.arange(len(data)), places, np.array(_FAMILY_COLUMNS))
+    sure = ((data.targets[family] == 0) & (data.weights[family] > 0.99)).all(axis=-1).ravel()
+    negatives = np.flatnonzero(sure)
+    count = max(1, int(settings.mined_fraction * len(negatives)))
+    return np.sort(negatives[np.argsort(-logits[negatives], kind="stable")[:count]])
+
+
+def label_loss(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, settings: TrainingSettings) -> tf.Tensor:
+    """Cross entropy of ``(B, labels)``; the family counts most, wrong belief in it more."""
+    entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=logits)
+    entropy *= hardness(tf.sigmoid(logits), targets, settings.hard_negative_weight)
+    return tf.reduce_mean(tf.reduce_sum(entropy * weights * _per_label(settings), axis=1))
+
+
+def teacher_loss(
+    logits: tf.Tensor, yamnet: tf.Tensor, ced: tf.Tensor, ced_asked: tf.Tensor, *, settings: TrainingSettings
 ) -> tf.Tensor:
-    """Cross entropy of labels (the family counts most) and of the teacher's probabilities (NaN: not asked)."""
-    per_label = tf.constant(
+    """Cross entropy of what the teachers say, and squared error of their gunfire logits.
+
+    Probabilities near 0 say little: of gunfire the very logit is learnt, down to where a teacher is sure.
+
+    Args:
+        logits: ``(B, labels + 521 + 527)``.
+        yamnet: ``(B, 521)`` logits.
+        ced: ``(B, 527)`` probabilities; ``ced_asked (B,)`` bool says which count.
+    """
+    yamnet, asked = tf.cast(yamnet, tf.float32), tf.cast(ced_asked, tf.float32)
+    ced = tf.clip_by_value(tf.cast(ced, tf.float32), 1e-4, 1.0 - 1e-4)
+    ced_logits = tf.math.log(ced / (1.0 - ced))
+    theirs = logits[:, len(LABELS) : len(LABELS) + YAMNET_CLASSES]
+    others = logits[:, len(LABELS) + YAMNET_CLASSES :]
+    said = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=tf.sigmoid(yamnet), logits=theirs), axis=1)
+    also = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=ced, logits=others), axis=1)
+
+    def apart(found: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
+        found, wanted = tf.maximum(found, _SURELY_NOT), tf.maximum(wanted, _SURELY_NOT)
+        return tf.reduce_sum((found - wanted) ** 2 * (1.0 + tf.nn.relu(wanted + 2.0)), axis=1)
+
+    far = apart(tf.gather(logits, _YAMNET_COLUMNS, axis=1), tf.gather(yamnet, YAMNET_GUNFIRE, axis=1))
+    ced_far = apart(tf.gather(logits, _CED_COLUMNS, axis=1), tf.gather(ced_logits, CED_GUNFIRE, axis=1))
+    slow = tf.reduce_sum(asked) + 1e-6
+    return (
+        settings.yamnet_weight * tf.reduce_mean(said)
+        + settings.gunfire_weight * tf.reduce_mean(far)
+        + settings.ced_weight * tf.reduce_sum(asked * also) / slow
+        + settings.gunfire_weight * tf.reduce_sum(asked * ced_far) / slow
+    )
+
+
+def _per_label(settings: TrainingSettings) -> tf.Tensor:
+    return tf.constant(
         [1.0 if i in _FAMILY_COLUMNS else settings.look_alike_weight for i in range(len(LABELS))], tf.float32
     )
-    ours = logits[:, : len(LABELS)]
-    entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=ours)
-    entropy *= hardness(tf.sigmoid(ours), targets, settings.hard_negative_weight)
-    loss = tf.reduce_mean(tf.reduce_sum(entropy * weights * per_label, axis=1))
-    asked = tf.math.is_finite(teacher)
-    wanted = tf.where(asked, teacher, tf.zeros_like(teacher))
-    opinion = tf.nn.sigmoid_cross_entropy_with_logits(labels=wanted, logits=logits[:, len(LABELS) :])
-    opinion = tf.where(asked, opinion, tf.zeros_like(opinion))
-    return loss + settings.teacher_weight * tf.reduce_mean(tf.reduce_sum(opinion, axis=1))
+
+
+def _keep(path: Path, state: Sequence[tf.Variable], losses: Sequence[float], mined: npt.NDArray[np.int64]) -> None:
+    partial = path.with_suffix(".partial")
+    named: dict[str, Any] = {f"{i:04d}": np.asarray(v) for i, v in enumerate(state)}
+    with partial.open("wb") as file:
+        np.savez(file, losses=np.asarray(losses), mined=mined, **named)
+    partial.replace(path)
+
+
+def _restore(path: Path | None, state: Sequence[tf.Variable]) -> tuple[list[float], npt.NDArray[np.int64]]:
+    """The losses so far and what was mined, the state set; nothing where there is no checkpoint."""
+    if path is None or not path.is_file():
+        return [], np.zeros(0, np.int64)
+    with np.load(path, allow_pickle=False) as stored:
+        for i, variable in enumerate(state):
+            variable.assign(stored[f"{i:04d}"])
+        return [float(value) for value in stored["losses"]], stored["mined"]
 
 
 def hardness(probabilities: tf.Tensor, targets: tf.Tensor, weight: float) -> tf.Tensor:
@@ -202,20 +423,23 @@ def hardness(probabilities: tf.Tensor, targets: tf.Tensor, weight: float) -> tf.
 
 
 def augment(
-    random: tf.random.Generator, x: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """New loudness, band limit and a second background for log-mel ``(B, 96, 64)``, each (nearly) exact in this domain.
+    random: tf.random.Generator, x: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, alterations: Alterations
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Other places and recorders for fine log-mel ``(B, 96, 64)``; returns it with the weights that are left.
 
-    Gain scales the magnitude under the logarithm; a band limit empties the bands above; two sounds add in power. What
-    is mixed in never holds a shot, and labels that it may bring along are left out.
+    Each change is (nearly) exact in this domain: gain and colour scale the magnitude under the logarithm; a band limit
+    empties the bands above; two sounds add in power. What is mixed in never holds a shot, and labels that it may bring
+    along are left out.
     """
     batch = tf.shape(x)[0]
-    magnitude = tf.maximum(tf.exp(x) - _OFFSET, 0.0)
+    magnitude = tf.maximum(tf.exp(x) - FINE_OFFSET, 0.0)
+    if alterations.echo > 0.0:
+        magnitude = _with_echoes(random, magnitude, alterations.echo)
     partner = tf.roll(tf.range(batch), random.uniform([], 1, tf.maximum(batch, 2), tf.int32), 0)
     harmless = tf.reduce_all(
         tf.gather(tf.gather((targets == 0) & (weights > 0.99), _FAMILY_COLUMNS, axis=1), partner), axis=1
     )
-    mixed = harmless & (random.uniform([batch]) < 0.3)
+    mixed = harmless & (random.uniform([batch]) < alterations.mixed)
     level = tf.pow(10.0, random.uniform([batch], -40.0, -3.0) / 20.0)
     level *= _rms(magnitude) / (tf.gather(_rms(magnitude), partner) + 1e-6)
     level = tf.where(mixed, level, tf.zeros_like(level))
@@ -223,13 +447,49 @@ def augment(
     magnitude = tf.sqrt(magnitude**2 + second**2)
     others = tf.gather(targets, partner) > 0
     weights = tf.where(mixed[:, None] & others & (targets == 0), tf.zeros_like(weights), weights)
-    gain = tf.pow(10.0, random.normal([batch], 0.0, 4.0) / 20.0)
-    magnitude *= gain[:, None, None]
-    limited = random.uniform([batch]) < 0.15
+    gain_db = random.normal([batch, 1], 0.0, 4.0) + _colour_db(random, batch)
+    magnitude *= tf.pow(10.0, gain_db / 20.0)[:, None, :]
+    limited = random.uniform([batch]) < alterations.limited
     cutoff = tf.where(limited, random.uniform([batch], 40.0, float(MEL_BANDS)), float(MEL_BANDS))
+    if alterations.sharp > 0.0:
+        sharp = limited & (random.uniform([batch]) < alterations.sharp)
+        cutoff = tf.where(sharp, random.uniform([batch], *_SENSOR_BANDS), cutoff)
     bands = tf.range(MEL_BANDS, dtype=tf.float32)
     magnitude = tf.where(bands[None, None, :] < cutoff[:, None, None], magnitude, tf.zeros_like(magnitude))
-    return tf.math.log(magnitude + _OFFSET), targets, weights
+    if alterations.floor > 0.0:
+        level_db = random.uniform([batch], -50.0, -15.0)
+        here = random.uniform([batch]) < alterations.floor
+        floor = tf.where(here, tf.pow(10.0, level_db / 20.0) * _rms(magnitude), tf.zeros_like(level_db))
+        noise = -tf.math.log(random.uniform(tf.shape(magnitude), 1e-6, 1.0))  # power of noise in a band
+        magnitude = tf.sqrt(magnitude**2 + (floor**2)[:, None, None] * noise)
+    return tf.math.log(magnitude + FINE_OFFSET), weights
+
+
+def _with_echoes(random: tf.random.Generator, magnitude: tf.Tensor, share: float) -> tf.Tensor:
+    """One or two facades in ``share`` of ``(B, 96, 64)`` magnitudes: 40 to 700 ms later, duller, 3 to 25 dB quieter."""
+    batch = tf.shape(magnitude)[0]
+    power = magnitude**2
+    for number in range(2):
+        later = random.uniform([batch], 4, 71, tf.int32)
+        rows = tf.range(EXAMPLE_FRAMES)[None, :] - later[:, None]
+        echo = tf.gather(power, tf.maximum(rows, 0), axis=1, batch_dims=1)
+        echo = tf.where(rows[..., None] >= 0, echo, tf.zeros_like(echo))
+        dull_db = random.uniform([batch, 1], 0.0, 15.0) * tf.linspace(0.0, 1.0, MEL_BANDS)[None, :]
+        gain_db = -random.uniform([batch, 1], 3.0, 25.0) - dull_db
+        here = random.uniform([batch]) < (share if number == 0 else share / 2)
+        gain = tf.where(here[:, None], tf.pow(10.0, gain_db / 10.0), tf.zeros_like(gain_db))
+        power += echo * gain[:, None, :]
+    return tf.sqrt(power)
+
+
+def _colour_db(random: tf.random.Generator, batch: tf.Tensor) -> tf.Tensor:
+    """``(B, 64)``: another microphone's response, smooth over the bands; half of the examples keep theirs."""
+    knots = 5
+    drawn = random.normal([batch, knots], 0.0, 3.0)
+    drawn = tf.where(random.uniform([batch, 1]) < 0.5, drawn, tf.zeros_like(drawn))
+    places = np.linspace(0, knots - 1, MEL_BANDS)
+    spread = np.maximum(0.0, 1.0 - np.abs(places[None, :] - np.arange(knots)[:, None])).astype(np.float32)
+    return tf.matmul(drawn, tf.constant(spread))
 
 
 def _rms(magnitude: tf.Tensor) -> tf.Tensor:
@@ -239,46 +499,66 @@ def _rms(magnitude: tf.Tensor) -> tf.Tensor:
 # --- the LSTM head --------------------------------------------------------------------------------------------------
 
 
+def belief(logits: tf.Tensor) -> tf.Tensor:
+    """``(B, labels + 521 + 527)`` outputs of the example head -> ``(B,)``: one logit for gunfire from all of them.
+
+    Our labels know distant shots, YAMNet's classes close ones: either is enough. YAMNet takes explosions for gunfire,
+    our labels know them apart, so its word counts the less the more these speak for one; and what speaks for any
+    look-alike speaks against. The numbers were chosen on dev recordings; the last brings thresholds into the middle of
+    the scale.
+    """
+    own = tf.reduce_max(tf.gather(logits, _FAMILY_COLUMNS, axis=1), axis=1)
+    yamnet = tf.reduce_max(tf.gather(logits, _YAMNET_COLUMNS, axis=1), axis=1)
+    look_alike = tf.reduce_max(tf.gather(logits, _LOOK_ALIKE_COLUMNS, axis=1), axis=1)
+    explosion = tf.nn.relu(logits[:, _EXPLOSION_COLUMN] + 3.0)
+    either = tf.reduce_logsumexp(tf.stack([own, yamnet + 5.0 - 0.6 * explosion]), axis=0)
+    return either - 0.3 * tf.maximum(look_alike, -4.0) - 4.0
+
+
 def train_head(
-    data: TrainingData, network: CompactNetwork, settings: TrainingSettings, progress: Progress
+    data: TrainingData, trained: Trained, settings: TrainingSettings, progress: Progress
 ) -> tuple[LstmModel, list[float]]:
-    """Train the LSTM on embeddings of the served network: every position of every scene with what came before it."""
-    served = network.folded()
+    """Train the LSTM on embeddings of the served network: every position of every scene with what came before it.
+
+    It learns labels, and to be as sure of gunfire as ``belief`` is: of close fire, which hardly any recording here
+    holds, only the teachers know, and a head that sees labels alone forgets it.
+    """
+    network, example_head = _loaded(trained)
     random = tf.random.Generator.from_seed(settings.seed + 1)
 
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
-    def embed(x: tf.Tensor, altered: tf.Tensor) -> tf.Tensor:
-        x = tf.cast(x, tf.float32)
-        x = tf.where(altered, scene_augment(random, x), x)
-        shape = tf.shape(x)
-        flat = tf.reshape(x, (-1, x.shape[2], x.shape[3]))
-        return tf.reshape(served(flat), (shape[0], SCENE_EXAMPLES, EMBEDDING_SIZE))
+    def embed(x: tf.Tensor) -> tf.Tensor:
+        return network.embedding(network.pooled(tf.cast(x, tf.float32)))
 
+    places = np.arange(0, POSITIONS, 8)
     embeddings = []
-    for p in range(settings.head_passes):
-        for i in range(0, len(data), 26):
-            embeddings.append(embed(data.log_mel[i : i + 26], tf.constant(p > 0)).numpy())
-        progress(p + 1, settings.head_passes, "embeddings")
-    windows_from = np.concatenate(embeddings)  # (passes * S, 10, 128)
-    weights = np.concatenate([data.weights] * settings.head_passes)
-    targets = np.concatenate([data.targets] * settings.head_passes)
+    for first in range(0, len(data), 26):
+        scenes = np.arange(first, min(first + 26, len(data)))
+        x = data.examples(np.repeat(scenes, len(places)), np.tile(places, len(scenes)))
+        embeddings.append(embed(x).numpy().reshape(len(scenes), SCENE_EXAMPLES, EMBEDDING_SIZE))
+    windows_from = np.concatenate(embeddings)
+    targets = data.targets[:, ::8].astype(np.float32)
+    weights = data.weights[:, ::8].astype(np.float32)
     model = LstmModel(HEAD, seed=settings.seed)
-    batch_scenes = max(1, settings.batch_examples // SCENE_EXAMPLES * 2)
-    steps = max(1, int(settings.head_epochs * len(windows_from) / batch_scenes))
-    optimizer = _optimizer(settings.head_learning_rate, settings.weight_decay, steps)
+    steps = max(1, int(settings.head_epochs * len(windows_from) / settings.head_scenes))
+    optimizer = _optimizer(settings.head_learning_rate, 1e-4, steps, average=True)
     optimizer.build(model.trainable_variables)
 
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def step(scenes: tf.Tensor, wanted: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+        scenes, weight = imagine(random, scenes, weight, settings.head_imagined_share)
+        flat = tf.reshape(scenes, (-1, EMBEDDING_SIZE))
         count = tf.shape(scenes)[0]
         windows = tf.repeat(scenes, SCENE_EXAMPLES, axis=0)  # (B * 10, 10, 128)
         frames = tf.tile(tf.range(1, SCENE_EXAMPLES + 1), [count])
+        believed = belief(example_head(flat))
         with tf.GradientTape() as tape:
             probabilities = model(windows, frames)
             loss = head_loss(
                 probabilities,
                 tf.reshape(wanted, (-1, len(LABELS))),
                 tf.reshape(weight, (-1, len(LABELS))),
+                believed,
                 settings,
             )
         gradients, _ = tf.clip_by_global_norm(tape.gradient(loss, model.trainable_variables), 1.0)
@@ -287,12 +567,12 @@ def train_head(
 
     rng = np.random.default_rng(settings.seed + 1)
     # Mixtures teach the embedder; thresholds must fit sound as recorders store it.
-    recorded = np.tile(data.as_recorded, settings.head_passes)
+    recorded = data.as_recorded
     share = settings.head_as_recorded_share if 0 < recorded.mean() < 1 else float(recorded.mean())
     chance = np.where(recorded, share / max(1, recorded.sum()), (1 - share) / max(1, (~recorded).sum()))
     losses: list[float] = []
     for i in range(steps):
-        chosen = rng.choice(len(windows_from), batch_scenes, p=chance)
+        chosen = rng.choice(len(windows_from), settings.head_scenes, p=chance)
         losses.append(float(step(windows_from[chosen], targets[chosen], weights[chosen])))
         if i % 20 == 19 or i == steps - 1:
             progress(i + 1, steps, f"loss {np.mean(losses[-100:]):.4f}")
@@ -300,40 +580,64 @@ def train_head(
     return model, losses
 
 
-def scene_augment(random: tf.random.Generator, x: tf.Tensor) -> tf.Tensor:
-    """``(S, 10, 96, 64)``: one loudness and one band limit for each whole scene."""
-    count = tf.shape(x)[0]
-    magnitude = tf.maximum(tf.exp(x) - _OFFSET, 0.0)
-    gain = tf.pow(10.0, random.normal([count], 0.0, 4.0) / 20.0)
-    limited = random.uniform([count]) < 0.25
-    cutoff = tf.where(limited, random.uniform([count], 36.0, float(MEL_BANDS)), float(MEL_BANDS))
-    bands = tf.range(MEL_BANDS, dtype=tf.float32)
-    magnitude = tf.where(bands < cutoff[:, None, None, None], magnitude * gain[:, None, None, None], 0.0)
-    return tf.math.log(magnitude + _OFFSET)
+def imagine(
+    random: tf.random.Generator, scenes: tf.Tensor, weight: tf.Tensor, share: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """``(B, 10, 128)`` embeddings -> unit vectors, and the weights of their labels, ``(B, 10, labels)``.
+
+    ``share`` of the scenes become what no recording here sounds like, sums of two: of these only belief can be learnt.
+    """
+    count = tf.shape(scenes)[0]
+    unit = tf.math.l2_normalize(scenes, axis=-1, epsilon=1e-12)
+    part = random.uniform([count, SCENE_EXAMPLES, 1], 0.0, 1.25)
+    imagined = random.uniform([count, 1, 1]) < share
+    unit = tf.where(imagined, part * unit + (1.0 - part) * tf.roll(unit, 1, 0), unit)
+    return unit, tf.where(imagined, tf.zeros_like(weight), weight)
 
 
 def head_loss(
-    probabilities: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, settings: TrainingSettings
+    probabilities: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, believed: tf.Tensor, settings: TrainingSettings
 ) -> tf.Tensor:
-    """Cross entropy of probabilities; 1e-6 keeps the logarithm finite."""
-    per_label = tf.constant(
-        [1.0 if i in _FAMILY_COLUMNS else settings.look_alike_weight for i in range(len(LABELS))], tf.float32
-    )
+    """Squared error of the first family label's logit against ``believed (B,)``; cross entropy of all other labels.
+
+    The family's other labels may at most be as sure as belief is, so that the family's score is belief.
+    """
     p = tf.clip_by_value(probabilities, 1e-6, 1.0 - 1e-6)
+    first, *rest = _FAMILY_COLUMNS
+    wanted = tf.clip_by_value(believed, -10.0, 8.0)
+    apart = (tf.math.log(p[:, first] / (1.0 - p[:, first])) - wanted) ** 2 * (1.0 + tf.nn.relu(wanted + 4.0))
+    in_family = tf.reduce_sum(tf.one_hot(rest, len(LABELS)), axis=0)
+    targets = tf.where(in_family > 0, targets * tf.sigmoid(believed)[:, None], targets)
     entropy = -(targets * tf.math.log(p) + (1.0 - targets) * tf.math.log(1.0 - p))
-    entropy *= hardness(p, targets, settings.hard_negative_weight)
-    return tf.reduce_mean(tf.reduce_sum(entropy * weights * per_label, axis=1))
+    others = 1.0 - tf.one_hot(first, len(LABELS))
+    labels = tf.reduce_sum(entropy * weights * others * _per_label(settings), axis=1)
+    return settings.head_belief_weight * tf.reduce_mean(apart) + tf.reduce_mean(labels)
 
 
-def _optimizer(learning_rate: float, weight_decay: float, steps: int) -> Any:
-    """AdamW, warmed up, cosine down to 1 %, and the moving average of the weights at the end."""
+def _optimizer(learning_rate: float, weight_decay: float, steps: int, *, average: bool = False) -> Any:
+    """AdamW, warmed up, cosine down to 1 %; ``average``: the moving average of the weights at the end."""
     warm = max(1, min(300, steps // 10))
     schedule = tf.keras.optimizers.schedules.CosineDecay(
         learning_rate * 0.05, max(1, steps - warm), alpha=0.2, warmup_target=learning_rate, warmup_steps=warm
     )
     return tf.keras.optimizers.AdamW(
-        schedule, weight_decay=weight_decay, use_ema=True, ema_momentum=0.998, ema_overwrite_frequency=None
+        schedule, weight_decay=weight_decay, use_ema=average, ema_momentum=0.998, ema_overwrite_frequency=None
     )
+
+
+def _trainable(trained: Trained) -> tuple[CompactNetwork, ExampleHead]:
+    """Network and example head in the form that trains. Raises ModelError for weights of another network."""
+    network, head = CompactNetwork(folded=False), ExampleHead(0)
+    network.load(trained.embedder)
+    head.weights.assign(trained.example_head["weights"])
+    head.bias.assign(trained.example_head["bias"])
+    return network, head
+
+
+def _loaded(trained: Trained) -> tuple[CompactNetwork, ExampleHead]:
+    """The served network and its example head. Raises ModelError for weights of another network."""
+    network, head = _trainable(trained)
+    return network.folded(), head
 
 
 # --- as a scorer ----------------------------------------------------------------------------------------------------
@@ -342,25 +646,31 @@ def _optimizer(learning_rate: float, weight_decay: float, steps: int) -> Any:
 class TrainedScorer:
     """A network and its head while they are not yet a package: what ``evaluation.Scorer`` asks for.
 
-    Without an LSTM the example head's opinion on the newest example stands in.
+    Without an LSTM the example head's belief about the newest example stands in.
     """
 
     labels = LABELS
     window_examples = WINDOW_EXAMPLES
 
     def __init__(self, network: CompactNetwork, example_head: ExampleHead, lstm: LstmModel | None = None) -> None:
-        served = network.folded()
         self._embed = tf.function(
-            lambda pcm: served(in_graph_log_mel(pcm)),
+            lambda pcm: network(in_graph_log_mel(pcm)),
             input_signature=[tf.TensorSpec([None, 15_600], tf.int16)],
             autograph=False,
         )
         if lstm is not None:
             self._classify = tf.function(lambda windows, frames: lstm(windows, frames), reduce_retracing=True)
-        else:
-            self._classify = lambda windows, frames: tf.sigmoid(
-                example_head(tf.gather_nd(windows, tf.stack([tf.range(len(frames)), frames - 1], axis=1)))
-            )[:, : len(LABELS)]
+            return
+
+        def believed(windows: tf.Tensor, frames: tf.Tensor) -> tf.Tensor:
+            newest = tf.gather_nd(windows, tf.stack([tf.range(tf.shape(frames)[0]), frames - 1], axis=1))
+            logits = example_head(newest)
+            ours = logits[:, : len(LABELS)]
+            first = tf.one_hot(_FAMILY_COLUMNS[0], len(LABELS), dtype=tf.bool, on_value=True, off_value=False)
+            ours = tf.where(first, belief(logits)[:, None], tf.minimum(ours, belief(logits)[:, None]))
+            return tf.sigmoid(ours)
+
+        self._classify = tf.function(believed, reduce_retracing=True)
 
     def embed(self, pcm: npt.NDArray[np.int16]) -> Float32Array:
         return np.concatenate([self._embed(pcm[i : i + 64]).numpy() for i in range(0, len(pcm), 64)])
@@ -371,10 +681,7 @@ class TrainedScorer:
 
 def scorer_of(trained: Trained) -> TrainedScorer:
     """Ready to score; the LSTM head where it is trained already. Raises ModelError for weights of another network."""
-    network, example_head = CompactNetwork(folded=False), ExampleHead(0)
-    network.load(trained.embedder)
-    example_head.weights.assign(trained.example_head["weights"])
-    example_head.bias.assign(trained.example_head["bias"])
+    network, example_head = _loaded(trained)
     if not trained.head:
         return TrainedScorer(network, example_head)
     lstm = LstmModel(HEAD)
