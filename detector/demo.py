@@ -145,7 +145,7 @@ def summarise(truth: Sequence[dict[str, Any]], heard: Heard) -> Summary:
 
 
 def run_demo(
-    folder: Path, *, sensors: int = 6, seconds: float = 40.0, seed: int = 8, serve: bool = False, console: Console
+    folder: Path, *, sensors: int = 6, seconds: float = 40.0, seed: int = 24, serve: bool = False, console: Console
 ) -> int:
     """Run the demo in ``folder`` and return the exit code: 0 only if the detector did its job.
 
@@ -155,7 +155,8 @@ def run_demo(
     stop = threading.Event()
     port = free_port()
     bus_path, truth_path = folder / "bus.sqlite3", folder / "truth.jsonl"
-    environ = {**os.environ, "DETECTOR__CONSOLE__PORT": str(port), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environ = {"DETECTOR__BATCH__HOP_SECONDS": "0.48", **os.environ}  # hears more, at twice the cost: see the card
+    environ |= {"DETECTOR__CONSOLE__PORT": str(port), "TF_CPP_MIN_LOG_LEVEL": "2"}
     console.print(f"Starting the detector (log: {folder / 'detector.log'}) ...")
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
