@@ -7,7 +7,7 @@ train       shards -> embedder and LSTM head
 evaluate    dev recordings through what was trained, or through any package
 failures    the loudest false alarms and the shots least heard, as a picture
 export      -> package: weights, operating point, curve
-all         these in order
+all         prepare, synthesise, teach, train, export, evaluate
 """
 
 from __future__ import annotations
