@@ -60,7 +60,7 @@ def test_the_detector_serves_a_trained_model_of_every_kind(kind: str, tmp_path: 
     """The whole of ``detector run`` but its signals, on the embedded bus, with the built-in model's embedder."""
     make_run(tmp_path / "run", kind)
     package = tmp_path / "package"
-    manifest = export(tmp_path / "run", package, "--embedder", "compact-gunfire", "--open-threshold", "0.01")
+    manifest = export(tmp_path / "run", package, "--embedder", "compact-gunfire", "--open-threshold", "0.000001")
     assert manifest.classifier.kind == kind
     assert manifest.self_test.input == "pcm"
     settings = load_settings(

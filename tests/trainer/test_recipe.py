@@ -130,6 +130,8 @@ def test_scenes_hold_shots_and_quiet_and_never_label_what_digital_silence_hides(
 
 @pytest.fixture(scope="module")
 def teachers(data_dir: Path) -> Teachers:
+    for package in ("ai_edge_litert", "onnxruntime"):
+        pytest.importorskip(package, reason=f"The teachers need {package}: install the extra `peers`.")
     return Teachers(data_dir)
 
 
