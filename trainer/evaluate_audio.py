@@ -28,15 +28,19 @@ from detector.model import FalseAlertsSection
 from detector.operating_point import MIN_PEAKS, expected_per_day, threshold_for
 from detector.pipeline import Emitted, Pipeline
 from detector.stream import Arrival
-from trainer.compact.evaluation import CLIP_FALSE_ALARMS, Recording, Scored, is_continuous, poisson_interval
+from trainer.compact.evaluation import (
+    CLIP_FALSE_ALARMS,
+    Recording,
+    false_alerts_section,
+    is_continuous,
+    poisson_interval,
+)
 
 Float32Array = npt.NDArray[np.float32]
 ONSET_TOLERANCE_SECONDS = 0.1
 DISTANCE_BANDS_METRES = (0.0, 150.0, 300.0, 450.0, 600.0, 900.0, math.inf)
 SNR_BANDS_DB = (-math.inf, 10.0, 15.0, 20.0, 25.0, 30.0, math.inf)
 RATES_PER_DAY = (0.1, 1.0, 5.0, 10.0, 24.0, 50.0, 100.0, 240.0)
-_MAX_PEAKS = 1000
-_CLUSTERED_SHARE = 0.02  # of continuous examples: what counts as a false alert worth keeping
 _RECORDINGS_AT_ONCE = 48
 
 
@@ -238,37 +242,6 @@ def clip_threshold(heard: Sequence[Listening], share: float = CLIP_FALSE_ALARMS)
         raise DataError("No recording without gunfire: a threshold can't be compared without any.")
     at = peaks[int(share * len(peaks))]
     return float(min(np.nextafter(at, np.float32(2.0)), np.float32(1.0)))
-
-
-def false_alert_peaks(streams: Sequence[Float32Array], hop_seconds: float, hold_seconds: float) -> tuple[float, ...]:
-    """Loudest false alerts of continuous audio without gunfire, descending: at most 1,000 peaks.
-
-    Scores above the level that one in fifty exceeds, those no further apart than ``hold_seconds`` taken as one alert.
-    """
-    if not streams:
-        return ()
-    level = float(np.quantile(np.concatenate(streams), 1.0 - _CLUSTERED_SHARE))
-    peaks: list[float] = []
-    for scores in streams:
-        last = -math.inf
-        for i in np.flatnonzero(scores > level):
-            if (i - last) * hop_seconds > hold_seconds + hop_seconds:
-                peaks.append(0.0)
-            peaks[-1] = max(peaks[-1], float(scores[i]))
-            last = float(i)
-    return tuple(round(peak, 7) for peak in sorted(peaks, reverse=True)[:_MAX_PEAKS])
-
-
-def false_alerts_section(
-    heard: Sequence[Listening] | Sequence[Scored], hop_seconds: float, hold_seconds: float
-) -> FalseAlertsSection:
-    """What a model package keeps of continuous audio. DataError where there is none."""
-    continuous = [h for h in heard if is_continuous(h.recording)]
-    if not continuous:
-        raise DataError("No continuous recording without gunfire (set `ambient`): false alerts can't be counted.")
-    hours = sum(len(h.recording.pcm) for h in continuous) / RATE_HZ / 3600
-    peaks = false_alert_peaks([h.scores for h in continuous], hop_seconds, hold_seconds)
-    return FalseAlertsSection(audio_hours=round(hours, 4), hop_seconds=hop_seconds, peaks=peaks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from detector.errors import DataError
 from tests.scorers import IDENTITY, LABELS, CrestScorer
 from tests.sounds import noise_with_shots
 from trainer.__main__ import main
-from trainer.compact.evaluation import Recording
+from trainer.compact.evaluation import Recording, false_alert_peaks
 from trainer.evaluate_audio import (
     Remembering,
     Share,
@@ -24,7 +24,6 @@ from trainer.evaluate_audio import (
     Subject,
     clip_threshold,
     examine,
-    false_alert_peaks,
     listen,
     report,
 )

@@ -282,7 +282,6 @@ def _evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None
 def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
     from detector.config import DecisionSettings
     from trainer.compact import evaluation, packaging
-    from trainer.evaluate_audio import false_alerts_section
 
     trained = _trained(run)
     recordings = evaluation.load_recordings(run.audio_dir, run.work / "dev.npz")
@@ -290,6 +289,7 @@ def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
     dense = evaluation.score_recordings(_scorer(run, None), recordings, half_hop=True)
     folder = _package_folder(run, out)
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    hold = DecisionSettings().hold_seconds
     model = packaging.export(
         trained,
         folder,
@@ -298,9 +298,7 @@ def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
         date=today,
         thresholds=packaging.choose_thresholds(scored),
         curve=packaging.operating_curve(scored),
-        false_alerts=[
-            false_alerts_section(s, h, DecisionSettings().hold_seconds) for s, h in ((scored, 0.96), (dense, 0.48))
-        ],
+        false_alerts=[evaluation.false_alerts_section(s, hop, hold) for s, hop in ((scored, 0.96), (dense, 0.48))],
     )
     click.echo(f"{folder}: opens at {model.manifest.decision.open_threshold}, self-test passed.")
 

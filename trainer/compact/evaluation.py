@@ -20,12 +20,15 @@ import numpy.typing as npt
 from detector.audio import float_to_int16, resample_reference, to_mono
 from detector.chunk import RATE_HZ
 from detector.embedders.params import CARRY_SAMPLES, EXAMPLE_HOP_SAMPLES, EXAMPLE_SAMPLES
-from detector.errors import AudioError, ConfigError
+from detector.errors import AudioError, ConfigError, DataError
+from detector.model import FalseAlertsSection
 from trainer.compact.channel import band_limit, quantise
 from trainer.compact.pools import FAMILY, read_audio, read_index, read_onsets
 
 Int16Array = npt.NDArray[np.int16]
 Float32Array = npt.NDArray[np.float32]
+_MAX_PEAKS = 1000
+_CLUSTERED_SHARE = 0.02  # of continuous examples: what counts as a false alert worth keeping
 CLIP_FALSE_ALARMS = 0.01  # the share of negative dev clips that the comparison threshold lets through
 
 
@@ -263,6 +266,45 @@ def report(scored: Sequence[Scored], threshold: float) -> Report:
 def is_continuous(recording: Recording) -> bool:
     """Minutes of one place, not clips of seconds: what false alarms an hour can be counted in."""
     return not recording.positive and recording.set == "ambient"
+
+
+class Heard(Protocol):
+    """A recording with its scores, example by example: ``Scored`` here, a ``Listening`` of the whole pipeline."""
+
+    @property
+    def recording(self) -> Recording: ...
+
+    @property
+    def scores(self) -> Float32Array: ...
+
+
+def false_alert_peaks(streams: Sequence[Float32Array], hop_seconds: float, hold_seconds: float) -> tuple[float, ...]:
+    """Loudest false alerts of continuous audio without gunfire, descending: at most 1,000 peaks.
+
+    Scores above the level that one in fifty exceeds, those no further apart than ``hold_seconds`` taken as one alert.
+    """
+    if not streams:
+        return ()
+    level = float(np.quantile(np.concatenate(streams), 1.0 - _CLUSTERED_SHARE))
+    peaks: list[float] = []
+    for scores in streams:
+        last = -math.inf
+        for i in np.flatnonzero(scores > level):
+            if (i - last) * hop_seconds > hold_seconds + hop_seconds:
+                peaks.append(0.0)
+            peaks[-1] = max(peaks[-1], float(scores[i]))
+            last = float(i)
+    return tuple(round(peak, 7) for peak in sorted(peaks, reverse=True)[:_MAX_PEAKS])
+
+
+def false_alerts_section(heard: Sequence[Heard], hop_seconds: float, hold_seconds: float) -> FalseAlertsSection:
+    """What a model package keeps of continuous audio. DataError where there is none."""
+    continuous = [h for h in heard if is_continuous(h.recording)]
+    if not continuous:
+        raise DataError("No continuous recording without gunfire (set `ambient`): false alerts can't be counted.")
+    hours = sum(len(h.recording.pcm) for h in continuous) / RATE_HZ / 3600
+    peaks = false_alert_peaks([h.scores for h in continuous], hop_seconds, hold_seconds)
+    return FalseAlertsSection(audio_hours=round(hours, 4), hop_seconds=hop_seconds, peaks=peaks)
 
 
 def _heard(scored: Scored, onset_seconds: float, threshold: float) -> bool:
