@@ -574,6 +574,15 @@ def _bounded(call: Callable[[], None], timeout_seconds: float) -> BaseException 
     return outcome[0] if outcome else errors.KafkaTimeoutError(f"no answer within {timeout_seconds:g} s")
 
 
+class _EndedJoin:
+    """The library's future of a join that has ended, such that the library waits for it instead of joining again."""
+
+    is_done = False
+
+    def __init__(self, ended: Any) -> None:
+        self.add_callback, self.add_errback = ended.add_callback, ended.add_errback
+
+
 class _Listener(AsyncConsumerRebalanceListener):
     """Runs the consumer's rebalance work on a thread of its own while ``poll`` waits: the library calls on its network
     thread, where a commit or a look-up would wait for itself."""
@@ -696,13 +705,20 @@ class KafkaConsumer:
                 return records
 
     def _take_up_join(self) -> None:
-        """Have the library go on with a join that one of its polls was too short for.
+        """Have the library go on with a join that ended between two polls, and tell it of a fence it passed over.
 
-        It forgets one that it began because the topics had changed: once the answer is there nothing seems to have
-        changed, and the member stays without heartbeats and commits until the group gives it up.
+        It takes up only an answer that comes while it waits. One that came after it begins a join anew for, which has
+        the leader's whole group share out again, for ever if its members seldom poll; or it forgets it, where it had
+        joined since the topics changed. A static member's heartbeats that are fenced end without a word. Either way
+        the member would stay without heartbeats and commits.
         """
         coordinator = self._client._coordinator
-        if coordinator is not None and coordinator.rejoining and not coordinator.need_rejoin():
+        if coordinator is None:
+            return
+        join = coordinator._join_task
+        if coordinator.rejoining and join is not None and join.is_done:
+            coordinator._join_task = _EndedJoin(join)
+        if not coordinator._heartbeat_enabled and not coordinator.need_rejoin():
             coordinator.request_rejoin()
 
     @staticmethod

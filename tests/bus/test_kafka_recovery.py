@@ -16,7 +16,7 @@ from detector.deadletters import CUT_FROM_BYTES
 from detector.errors import BusError, BusUnavailable, CommitDelayed, CommitFenced
 from detector.metrics import Metrics
 from detector.topics import topic_settings
-from tests.bus.contract import read, settle, until, values_of
+from tests.bus.contract import fill, read, settle, until, values_of
 from tests.test_pipeline import make_pipeline
 
 pytestmark = pytest.mark.kafka
@@ -141,6 +141,34 @@ def test_a_join_that_ends_between_two_short_polls_is_taken_up(bus, name):
     consumer.poll(1.0)
     consumer.commit({TopicPartition(name, 0): Commit(0, "after")})
     assert consumer.committed(TopicPartition(name, 0)) == Commit(0, "after")
+
+
+def test_members_that_never_wait_in_a_poll_share_once_and_read_all(bus, name):
+    """Every answer to a join comes between two polls. Begun anew each time, joins would go on for ever."""
+    bus.create_topics({name: TopicSettings(partitions=6)})
+    consumers = [bus.consumer([name], name) for _ in range(3)]
+    fill(bus, name, [b"%d" % n for n in range(60)])
+    records = []
+
+    def all_read() -> bool:
+        for consumer in consumers:
+            records.extend(consumer.poll(0))
+        return len(records) >= 60 and [len(c.assignment()) for c in consumers] == [2, 2, 2]
+
+    until(all_read, "all records and an even assignment")
+    assert max(c._client.group_metadata().generation_id for c in consumers) <= 8
+
+
+def test_a_fence_that_only_a_heartbeat_met_is_told_by_poll(bus, name):
+    bus.create_topics({name: TopicSettings(partitions=1)})
+    first = bus.consumer([name], name, member_id="one")
+    settle([first], 1)
+    coordinator = first._client._coordinator
+    successor = bus.consumer([name], name, member_id="one")
+    settle([successor], 1)
+    until(lambda: not coordinator._heartbeat_enabled, "the fenced heartbeat")
+    with pytest.raises(CommitFenced):
+        until(lambda: bool(first.poll(0.1)), "the fence")
 
 
 @pytest.mark.parametrize(("member", "generation"), [("", -1), ("another", 7)])
