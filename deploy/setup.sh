@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 VENV=.venv
 STAMP=$VENV/.set-up
-WANTED=${EXTRAS:-producers,detector,trainer,dev}
+WANTED=${EXTRAS:-producers,detector,trainer,peers,dev}
 CI=${CI:-false}
 
 say() { printf '%s\n' "$*"; }

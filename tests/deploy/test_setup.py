@@ -72,7 +72,7 @@ def machine(tmp_path: Path) -> Machine:
 def test_everything_is_installed_on_a_machine_that_has_everything(machine: Machine) -> None:
     done = machine.set_up(CI="true")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ".[producers,detector,trainer,dev,microphone]" in done.stdout
+    assert ".[producers,detector,trainer,peers,dev,microphone]" in done.stdout
     assert "MISSING" not in done.stdout
 
 
@@ -102,7 +102,7 @@ def test_without_portaudio_only_the_microphone_is_left_out(machine: Machine) -> 
     assert done.returncode == 0
     assert "MISSING: the PortAudio headers" in done.stdout
     assert "sudo apt-get install portaudio19-dev" in done.stdout
-    assert ".[producers,detector,trainer,dev]" in done.stdout
+    assert ".[producers,detector,trainer,peers,dev]" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["java", "mvn"])
