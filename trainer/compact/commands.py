@@ -15,7 +15,7 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -202,23 +202,28 @@ def _prepare(run: _Run) -> None:
 
 
 def _synthesise(run: _Run, processes: int | None) -> None:
-    from trainer.compact.dataset import SHARD_SCENES, make_shards
+    from trainer.compact.dataset import make_shards
 
-    with shown(stay=True, lines=True) as tell:
-        for name, plan in (("Scenes", run.plan()), ("Fresh scenes", run.fresh_plan())):
-            for done in make_shards(plan, processes or os.cpu_count() or 1):
-                tell(name, done * SHARD_SCENES, len(plan.shards()) * SHARD_SCENES, "")
+    _shard_by_shard(run, "Scenes", lambda plan: make_shards(plan, processes or os.cpu_count() or 1))
 
 
 def _teach(run: _Run) -> None:
-    from trainer.compact.dataset import SHARD_SCENES, teach_shards
+    from trainer.compact.dataset import teach_shards
     from trainer.compact.teachers import Teachers
 
     teachers = Teachers(run.data_dir)
+    _shard_by_shard(run, "Teachers", lambda plan: teach_shards(plan, teachers))
+
+
+def _shard_by_shard(run: _Run, what: str, step: Callable[[DataPlan], Iterator[int]]) -> None:
+    """``step`` of all scenes, then of the fresh ones."""
+    from trainer.compact.dataset import SHARD_SCENES
+
     with shown(stay=True, lines=True) as tell:
-        for name, plan in (("Teachers", run.plan()), ("Teachers, fresh scenes", run.fresh_plan())):
-            for done in teach_shards(plan, teachers):
-                tell(name, done * SHARD_SCENES, len(plan.shards()) * SHARD_SCENES, "")
+        for name, plan in ((what, run.plan()), (f"{what} (fresh scenes)", run.fresh_plan())):
+            whole = len(plan.shards()) * SHARD_SCENES
+            for done in step(plan):
+                tell(name, done * SHARD_SCENES, whole, "")
 
 
 def _train(run: _Run, again: bool) -> None:
@@ -241,11 +246,11 @@ def _train(run: _Run, again: bool) -> None:
         if not paths[0].is_file():
             train_embedder(data, settings, partial(tell, "Embedder"), checkpoints[0])[0].save(paths[0])
         first = Trained.load(paths[0])
-        for number, (path, checkpoint) in enumerate(zip(paths[1:], checkpoints[1:], strict=True), start=1):
-            if not path.is_file():
-                fresh, name = load_data(run.fresh_plan()), f"Refinement {number}"
-                how = settings.refinements[number - 1]
-                refine_embedder(fresh, first, settings, how, partial(tell, name), checkpoint)[0].save(path)
+        fresh = load_data(run.fresh_plan()) if not all(path.is_file() for path in paths[1:]) else None
+        for number, how in enumerate(settings.refinements, start=1):
+            if fresh is not None and not paths[number].is_file():
+                said = partial(tell, f"Refinement {number}")
+                refine_embedder(fresh, first, settings, how, said, checkpoints[number])[0].save(paths[number])
         trained = averaged([first, *(Trained.load(path) for path in paths[1:])])
         lstm, _ = train_head(data, trained, settings, partial(tell, "LSTM head"))
     head = {name: variable.numpy() for name, variable in lstm.named_variables().items()}
@@ -280,6 +285,7 @@ def _evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None
 
 
 def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
+    from detector.chunk import RATE_HZ
     from detector.config import DecisionSettings
     from trainer.compact import evaluation, packaging
 
@@ -289,7 +295,7 @@ def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
     dense = evaluation.score_recordings(_scorer(run, None), recordings, half_hop=True)
     folder = _package_folder(run, out)
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    hold = DecisionSettings().hold_seconds
+    hold_seconds = DecisionSettings().hold_seconds
     model = packaging.export(
         trained,
         folder,
@@ -298,7 +304,10 @@ def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
         date=today,
         thresholds=packaging.choose_thresholds(scored),
         curve=packaging.operating_curve(scored),
-        false_alerts=[evaluation.false_alerts_section(s, hop, hold) for s, hop in ((scored, 0.96), (dense, 0.48))],
+        false_alerts=[
+            evaluation.false_alerts_section(each, each[0].hop_samples / RATE_HZ, hold_seconds)
+            for each in (scored, dense)
+        ],
     )
     click.echo(f"{folder}: opens at {model.manifest.decision.open_threshold}, self-test passed.")
 

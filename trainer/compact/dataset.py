@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,23 +25,27 @@ from trainer.compact.pools import LABELS, Pool, load_pool
 from trainer.compact.scenes import (
     POSITION_HOP_SAMPLES,
     POSITIONS,
+    POSITIONS_A_HOP,
     SCENE_EXAMPLES,
     SCENE_SAMPLES,
     compose,
     is_as_recorded,
 )
+from trainer.run import put_in_place
 
 if TYPE_CHECKING:
     from trainer.compact.teachers import Teachers
 
 SHARD_SCENES = 250
 SCENE_FRAMES = SCENE_EXAMPLES * EXAMPLE_FRAMES
-POSITION_FRAMES = EXAMPLE_FRAMES // 8
+POSITION_FRAMES = EXAMPLE_FRAMES // POSITIONS_A_HOP
+EXAMPLE_POSITIONS = range(0, POSITIONS, POSITIONS_A_HOP)
+"""Of the examples that follow one another in a stream, as the LSTM sees them."""
 TAUGHT_POSITIONS = range(0, POSITIONS, 4)
 """Where the quick teacher is asked, every 0.48 s; the slow one at each fourth of these."""
 SLOWLY_TAUGHT_EVERY = 4
 
-assert POSITION_FRAMES * 8 * SCENE_EXAMPLES == SCENE_FRAMES
+assert POSITION_FRAMES * POSITIONS_A_HOP * SCENE_EXAMPLES == SCENE_FRAMES
 
 Float16Array = npt.NDArray[np.float16]
 
@@ -154,7 +158,7 @@ def make_shard(plan: DataPlan, shard: Shard) -> None:
     for i in range(shard.count):
         scene = compose(pool, shard.seed, shard.first + i, mixture=shard.mixture, codecs=plan.codecs)
         pcm[i], targets[i], weights[i] = scene.pcm, scene.targets, scene.weights
-    _save(shard.path, {"pcm": pcm, "targets": targets, "weights": weights})
+    save_arrays(shard.path, {"pcm": pcm, "targets": targets, "weights": weights})
 
 
 def teach_shards(plan: DataPlan, teachers: Teachers) -> Iterator[int]:
@@ -170,7 +174,7 @@ def teach_shards(plan: DataPlan, teachers: Teachers) -> Iterator[int]:
         with np.load(_present(shard.path), allow_pickle=False) as stored:
             pcm = stored["pcm"]
         scenes = len(pcm)
-        log_mel = teachers.log_mel(_cut(pcm, range(0, POSITIONS, 8))).reshape(scenes, SCENE_FRAMES, MEL_BANDS)
+        log_mel = teachers.log_mel(_cut(pcm, EXAMPLE_POSITIONS)).reshape(scenes, SCENE_FRAMES, MEL_BANDS)
         rows = np.arange(EXAMPLE_FRAMES) + np.array(TAUGHT_POSITIONS)[:, None] * POSITION_FRAMES
         logits, embeddings = teachers.yamnet(log_mel[:, rows].reshape(-1, EXAMPLE_FRAMES, MEL_BANDS))
         ced = teachers.ced(_cut(pcm, TAUGHT_POSITIONS[::SLOWLY_TAUGHT_EVERY]))
@@ -184,7 +188,7 @@ def teach_shards(plan: DataPlan, teachers: Teachers) -> Iterator[int]:
             name: value if name == "log_mel" else value.reshape(scenes, -1, value.shape[-1])
             for name, value in arrays.items()
         }
-        _save(shard.taught_path, shaped)
+        save_arrays(shard.taught_path, shaped)
         done += 1
         yield done
 
@@ -217,11 +221,14 @@ def _present(path: Path) -> Path:
     return path
 
 
-def _save(path: Path, arrays: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    partial.replace(path)
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """An .npz at ``path``: all of it, or what was there before. DataError where the disk refuses."""
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)
+
+    put_in_place(path, write)
 
 
 @lru_cache(maxsize=1)

@@ -24,7 +24,8 @@ from trainer.compact.synthesis import LEAD_SAMPLES
 
 SCENE_EXAMPLES = 10
 SCENE_SAMPLES = CARRY_SAMPLES + SCENE_EXAMPLES * EXAMPLE_HOP_SAMPLES
-POSITION_HOP_SAMPLES = EXAMPLE_HOP_SAMPLES // 8
+POSITIONS_A_HOP = 8
+POSITION_HOP_SAMPLES = EXAMPLE_HOP_SAMPLES // POSITIONS_A_HOP
 POSITIONS = (SCENE_SAMPLES - EXAMPLE_SAMPLES) // POSITION_HOP_SAMPLES + 1
 """Examples that a scene is cut into, the overlapping ones included."""
 UNDECIDED_SAMPLES = RATE_HZ * 60 // 1000  # a shot this close to an example's end may or may not be heard in it

@@ -2,8 +2,9 @@
 
 The embedder begins at random. It learns at once what is in each example and what two teachers think of it; half of each
 batch is altered in loudness, colour, band and background and learns the labels alone. What it wrongly believed is
-looked up twice on the way and shown more often from then on. The LSTM learns to say it from the example and what came
-before. All depends on data and seed alone, up to the rounding of parallel sums.
+looked up on the way and shown more often from then on. It ends as the mean of itself and of what it becomes on scenes
+that it had not met. The LSTM learns to be as sure as belief is, from the example and what came before. All depends on
+data and seed alone, up to the rounding of parallel sums.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from detector.embedders.compact import FINE_OFFSET, POOLED_SIZE, CompactNetwork
 from detector.embedders.log_mel import log_mel as in_graph_log_mel
 from detector.embedders.params import EMBEDDING_SIZE, EXAMPLE_FRAMES, MEL_BANDS
 from detector.errors import ModelError
-from trainer.compact.dataset import SLOWLY_TAUGHT_EVERY, TAUGHT_POSITIONS, TrainingData
+from trainer.compact.dataset import (
+    EXAMPLE_POSITIONS,
+    SLOWLY_TAUGHT_EVERY,
+    TAUGHT_POSITIONS,
+    TrainingData,
+    save_arrays,
+)
 from trainer.compact.pools import FAMILY, LABELS, LOOK_ALIKES
 from trainer.compact.scenes import POSITIONS, SCENE_EXAMPLES
 from trainer.compact.teachers import CED_CLASSES, CED_GUNFIRE, YAMNET_CLASSES, YAMNET_EMBEDDING, YAMNET_GUNFIRE
@@ -41,6 +48,7 @@ _SURELY_NOT = -6.0
 _PERHAPS = -3.0
 """A teacher's gunfire logit from which on an example counts among those that it might take for gunfire."""
 _CHECKPOINT_STEPS = 500
+_SCENES_AT_ONCE = 26
 _SENSOR_BANDS = (56.0, 60.0)  # about 5.5 to 6.3 kHz
 
 Float32Array = npt.NDArray[np.float32]
@@ -126,12 +134,9 @@ class Trained:
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
         parts = {"embedder": self.embedder, "example_head": self.example_head, "head": self.head}
         named: dict[str, Any] = {f"{part}:{name}": v for part, values in parts.items() for name, v in values.items()}
-        with partial.open("wb") as file:
-            np.savez(file, **named)
-        partial.replace(path)
+        save_arrays(path, named)
 
     @classmethod
     def load(cls, path: Path) -> Trained:
@@ -336,19 +341,22 @@ def _wrongly_believed(
         logits = head(network.embedding(network.pooled(tf.cast(x, tf.float32), mixed_precision=True)))
         return tf.reduce_max(tf.gather(logits, _FAMILY_COLUMNS, axis=1), axis=1)
 
-    taught = len(TAUGHT_POSITIONS)
-    places = np.array(TAUGHT_POSITIONS)
-    found = []
-    for first in range(0, len(data), 26):
-        scenes = np.arange(first, min(first + 26, len(data)))
-        x = data.examples(np.repeat(scenes, taught), np.tile(places, len(scenes)))
-        found.append(gunfire(x).numpy())
-    logits = np.concatenate(found)
-    family = np.ix_(np.arange(len(data)), places, np.array(_FAMILY_COLUMNS))
+    logits = _asked(data, TAUGHT_POSITIONS, gunfire)
+    family = np.ix_(np.arange(len(data)), np.array(TAUGHT_POSITIONS), np.array(_FAMILY_COLUMNS))
     sure = ((data.targets[family] == 0) & (data.weights[family] > 0.99)).all(axis=-1).ravel()
     negatives = np.flatnonzero(sure)
     count = max(1, int(settings.mined_fraction * len(negatives)))
     return np.sort(negatives[np.argsort(-logits[negatives], kind="stable")[:count]])
+
+
+def _asked(data: TrainingData, positions: range, ask: Callable[[Any], tf.Tensor]) -> npt.NDArray[Any]:
+    """``ask`` of the examples at ``positions`` of all scenes, ``(n, 96, 64)`` at a time -> its answers, joined."""
+    places, found = np.array(positions), []
+    for first in range(0, len(data), _SCENES_AT_ONCE):
+        scenes = np.arange(first, min(first + _SCENES_AT_ONCE, len(data)))
+        x = data.examples(np.repeat(scenes, len(places)), np.tile(places, len(scenes)))
+        found.append(ask(x).numpy())
+    return np.concatenate(found)
 
 
 def label_loss(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, settings: TrainingSettings) -> tf.Tensor:
@@ -400,11 +408,8 @@ def _per_label(settings: TrainingSettings) -> tf.Tensor:
 
 
 def _keep(path: Path, state: Sequence[tf.Variable], losses: Sequence[float], mined: npt.NDArray[np.int64]) -> None:
-    partial = path.with_suffix(".partial")
     named: dict[str, Any] = {f"{i:04d}": np.asarray(v) for i, v in enumerate(state)}
-    with partial.open("wb") as file:
-        np.savez(file, losses=np.asarray(losses), mined=mined, **named)
-    partial.replace(path)
+    save_arrays(path, {"losses": np.asarray(losses), "mined": mined, **named})
 
 
 def _restore(path: Path | None, state: Sequence[tf.Variable]) -> tuple[list[float], npt.NDArray[np.int64]]:
@@ -530,15 +535,9 @@ def train_head(
     def embed(x: tf.Tensor) -> tf.Tensor:
         return network.embedding(network.pooled(tf.cast(x, tf.float32)))
 
-    places = np.arange(0, POSITIONS, 8)
-    embeddings = []
-    for first in range(0, len(data), 26):
-        scenes = np.arange(first, min(first + 26, len(data)))
-        x = data.examples(np.repeat(scenes, len(places)), np.tile(places, len(scenes)))
-        embeddings.append(embed(x).numpy().reshape(len(scenes), SCENE_EXAMPLES, EMBEDDING_SIZE))
-    windows_from = np.concatenate(embeddings)
-    targets = data.targets[:, ::8].astype(np.float32)
-    weights = data.weights[:, ::8].astype(np.float32)
+    windows_from = _asked(data, EXAMPLE_POSITIONS, embed).reshape(len(data), SCENE_EXAMPLES, EMBEDDING_SIZE)
+    targets = data.targets[:, EXAMPLE_POSITIONS].astype(np.float32)
+    weights = data.weights[:, EXAMPLE_POSITIONS].astype(np.float32)
     model = LstmModel(HEAD, seed=settings.seed)
     steps = max(1, int(settings.head_epochs * len(windows_from) / settings.head_scenes))
     optimizer = _optimizer(settings.head_learning_rate, 1e-4, steps, average=True)
@@ -665,10 +664,9 @@ class TrainedScorer:
         def believed(windows: tf.Tensor, frames: tf.Tensor) -> tf.Tensor:
             newest = tf.gather_nd(windows, tf.stack([tf.range(tf.shape(frames)[0]), frames - 1], axis=1))
             logits = example_head(newest)
-            ours = logits[:, : len(LABELS)]
+            ours, sure = logits[:, : len(LABELS)], belief(logits)[:, None]
             first = tf.one_hot(_FAMILY_COLUMNS[0], len(LABELS), dtype=tf.bool, on_value=True, off_value=False)
-            ours = tf.where(first, belief(logits)[:, None], tf.minimum(ours, belief(logits)[:, None]))
-            return tf.sigmoid(ours)
+            return tf.sigmoid(tf.where(first, sure, tf.minimum(ours, sure)))
 
         self._classify = tf.function(believed, reduce_retracing=True)
 
