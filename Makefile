@@ -4,10 +4,10 @@
 SHELL := /bin/sh
 PY := .venv/bin/python
 
-# On the command line: PYTHON=python3.12, EXTRAS=producers,detector-gpu,trainer,dev (GPU host), ARGS='...', WORKERS=2
+# On the command line: PYTHON=python3.12, EXTRAS=producers,detector-gpu,trainer,dev (GPU host), ARGS='...', WORKERS=0
 export PYTHON EXTRAS
 ARGS ?=
-WORKERS ?= 0
+WORKERS ?= 2
 GOLDEN_DIR ?= ../shared/golden
 DATA_DIR ?= ../shared/data
 override GOLDEN_DIR := $(abspath $(GOLDEN_DIR))
@@ -26,7 +26,7 @@ setup:  ## Make .venv with everything in it; quick to repeat
 demo: setup  ## Hear a synthetic city for 40 s on this machine; ends by itself (ARGS=--serve keeps it running)
 	.venv/bin/detector demo $(ARGS)
 
-test: setup  ## Run all tests (ARGS='-k bus' for some; WORKERS=2 for processes)
+test: setup  ## Run all tests in two processes (ARGS='-k bus' for some; WORKERS=0 for one process)
 	$(PYTEST) $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist loadfile) $(ARGS)
 
 golden: setup  ## Run the golden tests alone, on the folder GOLDEN_DIR

@@ -211,7 +211,7 @@ def test_text_names_what_matters(folder: Path) -> None:
     found = run("evaluate", "--model", folder / "run", "--data", folder)
     assert found.exit_code == 0, found.output
     for words in ("60 clips of 2 files", "family AP", "Machine gun", "1 % false positives", "Fireworks", "Theremin"):
-        assert words in found.stdout
+        assert words in " ".join(found.stdout.split())  # a long folder wraps the line
     assert max(len(line) for line in found.stdout.splitlines()) <= 100
 
 
