@@ -220,7 +220,8 @@ class _Client(KafkaNetClient):
     """The library's network client with ``_Manager``; see also ``closing_on_failure``."""
 
     def __init__(self, **configs: Any) -> None:
-        net = NetworkSelector(**configs)
+        # Else busy cores make it warn, on each console, of a loop in the library's own code.
+        net = NetworkSelector(**{**configs, "slow_task_threshold_secs": None})
         super().__init__(net=net, manager=_Manager(net, **configs))
         begun = _begun.get()
         if begun is not None:
