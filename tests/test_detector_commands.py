@@ -19,7 +19,7 @@ from detector.audio import float_to_int16
 from detector.bus.embedded import EmbeddedBus
 from detector.chunk import CHUNK_SAMPLES, Chunk, encode
 from detector.demo import free_port, wait_ready
-from tests.sounds import noise_with_shots
+from tests.sounds import noise_with_shots, reverberant_shot
 
 # Low enough that a synthetic shot opens an alert whatever model is shipped: what is tested is all around it.
 EAGER = {"DETECTOR__DECISION__OPEN_THRESHOLD": "0.05", "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -28,7 +28,7 @@ DEADLINE_SECONDS = 60
 
 def shots(chunks, every):
     at = range(2 * CHUNK_SAMPLES + 4000, (chunks - 1) * CHUNK_SAMPLES, every * CHUNK_SAMPLES)
-    return float_to_int16(noise_with_shots(np.random.default_rng(1), chunks, at))
+    return float_to_int16(noise_with_shots(np.random.default_rng(1), chunks, at, reverberant_shot))
 
 
 def command(*arguments, **environ):

@@ -84,10 +84,10 @@ def test_labels_are_those_of_audioset(model: Model, data_dir: Path) -> None:
 def test_it_hears_live_fire_in_a_city(scored: list[Scored]) -> None:
     at = evaluation.report(scored, evaluation.clip_threshold(scored))
     assert at.clip_false_alarms <= 0.01
-    assert at.recall["shotspotter"] >= 0.48
+    assert at.recall["shotspotter"] >= 0.7
 
 
-@pytest.mark.parametrize(("name", "share"), [("sesa", 0.75), ("gyx", 0.74), ("katsis", 0.32), ("video", 0.78)])
+@pytest.mark.parametrize(("name", "share"), [("sesa", 0.78), ("gyx", 0.92), ("katsis", 0.55), ("video", 0.72)])
 def test_it_hears_more_than_city_sensors(scored: list[Scored], name: str, share: float) -> None:
     """Close shots on Freesound, forensic recordings, distant ones in forest, cameras: a little below the card."""
     assert evaluation.report(scored, evaluation.clip_threshold(scored)).recall[name] >= share
@@ -96,17 +96,18 @@ def test_it_hears_more_than_city_sensors(scored: list[Scored], name: str, share:
 def test_at_its_default_threshold_continuous_ambient_sound_raises_no_alert(model: Model, scored: list[Scored]) -> None:
     at = evaluation.report(scored, model.manifest.decision.open_threshold)
     assert at.ambient_alerts == 0
-    assert at.clip_false_alarms <= 0.015  # 0.0094 with reference resampling, as the card says
-    assert at.recall["shotspotter"] >= 0.48
+    assert at.clip_false_alarms <= 0.0125  # 0.0075 with reference resampling
+    assert at.recall["shotspotter"] >= 0.7
 
 
 @pytest.mark.parametrize("treatment", evaluation.treatments())
-def test_negatives_of_another_recorder_do_not_score_higher(
-    model: Model, scored: list[Scored], negatives: list[Recording], treatment: str
+def test_at_its_default_threshold_negatives_of_another_recorder_are_no_alerts_either(
+    model: Model, negatives: list[Recording], treatment: str
 ) -> None:
-    threshold = evaluation.clip_threshold(scored)
     changed = evaluation.score_recordings(model, evaluation.altered(negatives, treatment))
-    assert evaluation.report(changed, threshold).clip_false_alarms <= 0.02
+    at = evaluation.report(changed, model.manifest.decision.open_threshold)
+    assert at.clip_false_alarms <= 0.02
+    assert at.ambient_alerts == 0
 
 
 @pytest.mark.parametrize("treatment", ["band limit 4 kHz", "8 bit"])

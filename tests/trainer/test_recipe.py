@@ -31,15 +31,23 @@ from trainer.compact.dataset import (
 )
 from trainer.compact.packaging import choose_thresholds, export, operating_curve
 from trainer.compact.pools import LABELS, Clip, Pool, find_onsets, load_pool, read_index
-from trainer.compact.scenes import MIXTURES, POSITION_HOP_SAMPLES, POSITIONS, SCENE_SAMPLES, UNDECIDED_SAMPLES, compose
-from trainer.compact.teachers import CED_CLASSES, YAMNET_CLASSES, YAMNET_EMBEDDING, Teachers
+from trainer.compact.scenes import (
+    MIXTURES,
+    POSITION_HOP_SAMPLES,
+    POSITIONS,
+    SCENE_SAMPLES,
+    UNDECIDED_SAMPLES,
+    compose,
+    moved_elsewhere,
+)
+from trainer.compact.teachers import CED_CLASSES, YAMNET_CLASSES, YAMNET_EMBEDDING, YAMNET_GUNFIRE, Teachers
 from trainer.compact.training import (
     Alterations,
     Trained,
     TrainingSettings,
     augment,
-    averaged,
-    refine_embedder,
+    belief,
+    recorded_otherwise,
     scorer_of,
     train_embedder,
     train_head,
@@ -112,7 +120,7 @@ def test_scenes_are_a_function_of_seed_and_number(pool: Pool) -> None:
 def test_scenes_hold_shots_and_quiet_and_never_label_what_digital_silence_hides(pool: Pool) -> None:
     shots = decided = 0
     for index in range(60):
-        scene = compose(pool, 1, index, mixture=sorted(MIXTURES)[index % 2], codecs=False)
+        scene = compose(pool, 1, index, mixture=sorted(MIXTURES)[index % len(MIXTURES)], codecs=False)
         assert scene.pcm.shape == (SCENE_SAMPLES,)
         assert scene.targets.shape == scene.weights.shape == (POSITIONS, len(LABELS))
         assert np.isin(scene.targets, (0, 1)).all()
@@ -126,6 +134,23 @@ def test_scenes_hold_shots_and_quiet_and_never_label_what_digital_silence_hides(
         decided += int(((scene.targets[:, 0] == 0) & (scene.weights[:, 0] == 1)).sum())
     assert shots > 200
     assert decided > 1500
+
+
+def test_a_recording_moved_elsewhere_keeps_its_onsets_and_its_silence() -> None:
+    x = np.zeros(4 * RATE_HZ, np.float32)
+    x[RATE_HZ:] = 1e-4 * np.random.default_rng(1).standard_normal(3 * RATE_HZ)
+    x[2 * RATE_HZ : 2 * RATE_HZ + 8] = 1.0
+    x[3 * RATE_HZ :] = 0.0
+    changed = 0
+    for seed in range(12):
+        moved, (onset,) = moved_elsewhere(np.random.default_rng(seed), x, (2 * RATE_HZ,))
+        assert 0.86 < len(moved) / len(x) < 1.16
+        np.testing.assert_allclose(onset / len(moved), 0.5, atol=1e-3)
+        assert abs(int(np.argmax(np.abs(moved) > 0.2)) - onset) < RATE_HZ // 100
+        assert not moved[: RATE_HZ // 2].any()
+        assert not moved[-RATE_HZ // 2 :].any()
+        changed += len(moved) != len(x) or not np.array_equal(moved, x)
+    assert changed > 6
 
 
 @pytest.fixture(scope="module")
@@ -218,20 +243,21 @@ def test_missing_steps_are_named(tmp_path: Path, plan: DataPlan) -> None:
 
 
 def test_a_tiny_run_learns_and_its_package_scores_like_what_was_trained(data: TrainingData, tmp_path: Path) -> None:
-    settings = TrainingSettings(steps=60, batch_examples=32, average_momentum=0.9, head_epochs=8, head_scenes=4)
+    settings = TrainingSettings(batch_examples=32, average_momentum=0.9, head_epochs=8, head_scenes=4).with_steps(60)
     said: list[str] = []
 
     def progress(*args: object) -> None:
         said.append(str(args[2]))
 
-    embedder, losses = train_embedder(data, settings, progress)
-    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
-    few = replace(settings, refine_steps=8)
-    refined, more_losses = zip(
-        *(refine_embedder(data, embedder, few, how, progress) for how in few.refinements), strict=True
-    )
-    assert np.mean(more_losses) < np.mean(losses[:5])
-    embedder = averaged([embedder, *refined])
+    first, losses = train_embedder(data, settings, settings.first, progress)
+    assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:5])
+    paths = []
+    for stage in (settings.refined, settings.varied):
+        path, more_losses = train_embedder(data, settings, stage, progress, begun=first)
+        assert len(more_losses) == stage.steps
+        assert np.mean(more_losses) < np.mean(losses[:5])
+        paths.append(path)
+    embedder = Trained.mean(paths)
     lstm, head_losses = train_head(data, embedder, settings, progress)
     assert np.mean(head_losses[-3:]) < np.mean(head_losses[:3])
     assert said
@@ -247,6 +273,11 @@ def test_a_tiny_run_learns_and_its_package_scores_like_what_was_trained(data: Tr
     scored = evaluation.score_recordings(scorer, recordings)
     thresholds = choose_thresholds(scored)
     assert thresholds[0] > evaluation.ambient_threshold(scored)
+    loud = replace(scored[1], scores=np.full_like(scored[1].scores, 0.96875))  # ambient audio, another recorder
+    assert choose_thresholds(scored, [scored, [scored[0], loud]])[0] == pytest.approx(0.96875, abs=1e-4)
+    clips = [replace(loud, recording=replace(loud.recording, set="esc10"))] * 2
+    assert choose_thresholds(scored, [[*scored, *clips]])[0] == pytest.approx(0.96875, abs=1e-4)
+    assert choose_thresholds(scored, [[*scored * 100, *clips]]) == thresholds  # less than 2 % of them
     model = export(
         trained,
         tmp_path / "package",
@@ -281,32 +312,96 @@ def test_an_echo_comes_later_and_quieter_and_brings_no_sound_of_its_own() -> Non
     np.testing.assert_array_equal(weights, 1.0)
 
 
+def test_what_is_recorded_otherwise_is_the_same_sound_at_another_level_or_without_treble() -> None:
+    magnitude = np.exp(np.random.default_rng(2).normal(-1.0, 1.0, (64, 96, 64)))
+    x = tf.constant(np.log(magnitude + 0.001), tf.float32)
+    random = tf.random.Generator.from_seed(1)
+    gain = (np.exp(recorded_otherwise(random, x, quieter=0.5, narrower=0.0).numpy()) - 0.001) / magnitude
+    each = np.median(gain, axis=(1, 2))
+    np.testing.assert_allclose(gain, np.broadcast_to(each[:, None, None], gain.shape), rtol=0.02)
+    assert 0.3 < (np.abs(each - 1) < 1e-3).mean() < 0.7
+    assert 10 ** (-26 / 20) * 0.99 < each.min() < 0.3
+    assert each.max() < 10 ** (6 / 20) * 1.01
+    gain = (np.exp(recorded_otherwise(random, x, quieter=0.0, narrower=0.5).numpy()) - 0.001) / magnitude
+    kept = gain.mean(axis=1) > 0.5
+    np.testing.assert_allclose(gain, np.broadcast_to(kept[:, None, :], gain.shape), atol=0.02)
+    widths = kept.sum(axis=1)
+    assert 0.3 < (widths == 64).mean() < 0.7
+    assert 44 <= widths.min() < 50
+
+
 def test_a_stopped_run_goes_on_to_the_same_weights(
     data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after what was wrongly believed was looked up, so that this is taken up again too."""
     monkeypatch.setattr("trainer.compact.training._CHECKPOINT_STEPS", 8)
-    settings = TrainingSettings(steps=12, batch_examples=32, mined_at=(0.5,))
+    settings = TrainingSettings(batch_examples=32)
+    stage = replace(settings.first, steps=12, decay_steps=12, mined_at=(0.5,))
 
     def stop(done: int, total: int, note: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):  # at its last step, after the checkpoint of the eighth
-        train_embedder(data, settings, stop, tmp_path / "embedder.checkpoint.npz")
-    resumed, losses = train_embedder(data, settings, lambda *args: None, tmp_path / "embedder.checkpoint.npz")
-    whole, again = train_embedder(data, settings, lambda *args: None)
+        train_embedder(data, settings, stage, stop, tmp_path / "embedder.checkpoint.npz")
+    resumed, losses = train_embedder(data, settings, stage, lambda *args: None, tmp_path / "embedder.checkpoint.npz")
+    whole, again = train_embedder(data, settings, stage, lambda *args: None)
     assert len(losses) == len(again) == 12
+    assert_same(resumed, losses, whole, again)
+
+
+def test_the_first_stage_goes_on_from_the_fork(data: TrainingData, tmp_path: Path) -> None:
+    settings = replace(TrainingSettings(batch_examples=32).with_steps(10), fork_steps=6)
+    kept = tmp_path / "first.checkpoint.npz"
+    _, before = train_embedder(data, settings, settings.fork, lambda *args: None, kept)
+    stored = dict(np.load(kept))
+    assert list(stored["losses"]) == before
+    np.savez(kept, **{**stored, "losses": stored["losses"] + 100.0})  # not trained again: taken from here
+    first, losses = train_embedder(data, settings, settings.first, lambda *args: None, kept)
+    assert losses[:6] == [loss + 100.0 for loss in before]
+    whole, again = train_embedder(data, settings, settings.first, lambda *args: None)
+    assert_same(first, [*before, *losses[6:]], whole, again)
+    with pytest.raises(ModelError, match="10 steps"):  # a longer run's checkpoint is no fork
+        train_embedder(data, settings, settings.fork, lambda *args: None, kept)
+
+
+def assert_same(one: Trained, losses: list[float], other: Trained, again: list[float]) -> None:
     np.testing.assert_allclose(losses, again, rtol=1e-2)
-    for name, value in whole.embedder.items():
-        np.testing.assert_allclose(resumed.embedder[name], value, atol=2e-2, err_msg=name)
+    for name, value in other.embedder.items():
+        np.testing.assert_allclose(one.embedder[name], value, atol=2e-2, err_msg=name)
 
 
-def test_averaging_takes_the_mean_and_refuses_another_network() -> None:
-    def run(value: float, size: int = 3) -> Trained:
-        return Trained({"k": np.full(size, value, np.float32)}, {"weights": np.array([value], np.float32)}, {})
+def test_the_mean_of_paths_is_that_of_every_weight() -> None:
+    def run(value: float) -> Trained:
+        return Trained({"k": np.full(3, value, np.float32)}, {"weights": np.array([value], np.float32)}, {})
 
-    mean = averaged([run(1.0), run(2.0), run(6.0)])
+    mean = Trained.mean([run(1.0), run(2.0), run(6.0)])
     np.testing.assert_allclose(mean.embedder["k"], 3.0)
     np.testing.assert_allclose(mean.example_head["weights"], 3.0)
-    with pytest.raises(ModelError, match="different networks"):
-        averaged([run(1.0), run(2.0, size=4)])
+    assert mean.embedder["k"].dtype == np.float32
+
+
+def test_belief_is_swayed_by_either_and_by_what_speaks_against() -> None:
+    def logits(**raised: float) -> tf.Tensor:
+        x = np.full((1, len(LABELS) + YAMNET_CLASSES + CED_CLASSES + 1), -8.0, np.float32)
+        for name, value in raised.items():
+            kind, _, number = name.partition("_")
+            x[0, int(number) + (len(LABELS) if kind == "yamnet" else 0)] = value
+        return tf.constant(x)
+
+    def believed(**raised: float) -> float:
+        return float(belief(logits(**raised))[0])
+
+    gunshot, yamnet_gunshot, door, yamnet_door, yamnet_dog = (
+        {f"own_{LABELS.index('Gunshot, gunfire')}": 5.0},
+        {f"yamnet_{YAMNET_GUNFIRE[0]}": 2.0},
+        {f"own_{LABELS.index('Door')}": 1.0},
+        {"yamnet_348": 0.0},
+        {"yamnet_74": 0.0},
+    )
+    nothing = believed()
+    assert believed(**gunshot) > nothing + 4
+    assert believed(**yamnet_gunshot) > nothing + 4
+    for against in (door, yamnet_door, yamnet_dog):
+        assert believed(**gunshot, **against) < believed(**gunshot) - 1
+    for place in (494, 500, 503, 504):
+        assert believed(**gunshot, **{f"yamnet_{place}": 2.0}) == believed(**gunshot)

@@ -30,9 +30,9 @@ from trainer.progress import shown
 if TYPE_CHECKING:
     from trainer.compact.dataset import DataPlan
     from trainer.compact.evaluation import Report, Scored, Scorer
-    from trainer.compact.training import Trained, TrainingSettings
+    from trainer.compact.training import Stage, Trained, TrainingSettings
 
-_VERSION = "0.3.0"
+_VERSION = "0.4.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +67,18 @@ class _Run:
         return DataPlan(self.work / "pool", self.work / "data", self.scenes, self.seed, self.close_scenes)
 
     def fresh_plan(self) -> DataPlan:
-        """Scenes that are kept for the end of training: three for every ten of the others."""
+        """Scenes that refining is the first to meet: three for every ten of the others."""
         scenes, close_scenes = max(1, self.scenes * 3 // 10), self.close_scenes * 3 // 10
         return replace(self.plan(), scenes=scenes, seed=self.seed + 2, close_scenes=close_scenes)
+
+    def elsewhere_plan(self) -> DataPlan:
+        """Scenes of whole recordings moved elsewhere: as many again, and a quarter of the close ones."""
+        return replace(self.plan(), mixture="elsewhere", seed=self.seed + 4, close_scenes=self.close_scenes // 4)
 
     def settings(self) -> TrainingSettings:
         from trainer.compact.training import TrainingSettings
 
-        return replace(TrainingSettings(), steps=self.steps, refine_steps=max(1, self.steps // 5), seed=self.seed)
+        return replace(TrainingSettings(), seed=self.seed).with_steps(self.steps)
 
 
 @click.group("compact")
@@ -98,7 +102,13 @@ class _Run:
     show_default=True,
     help="Scenes besides, among them what cameras and phones keep of close fire.",
 )
-@click.option("--steps", type=click.IntRange(1), default=10_000, show_default=True, help="Steps of the embedder.")
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="Steps of the embedder's first stage; half as many again follow.",
+)
 @click.pass_context
 def compact(context: click.Context, /, **options: Any) -> None:
     """Make the built-in model: prepare, synthesise, teach, train, evaluate, export (or all)."""
@@ -216,11 +226,12 @@ def _teach(run: _Run) -> None:
 
 
 def _shard_by_shard(run: _Run, what: str, step: Callable[[DataPlan], Iterator[int]]) -> None:
-    """``step`` of all scenes, then of the fresh ones."""
+    """``step`` of the first scenes, of fresh ones and of those elsewhere."""
     from trainer.compact.dataset import SHARD_SCENES
 
+    plans = {what: run.plan(), f"{what} (fresh)": run.fresh_plan(), f"{what} (elsewhere)": run.elsewhere_plan()}
     with shown(stay=True, lines=True) as tell:
-        for name, plan in ((what, run.plan()), (f"{what} (fresh scenes)", run.fresh_plan())):
+        for name, plan in plans.items():
             whole = len(plan.shards()) * SHARD_SCENES
             for done in step(plan):
                 tell(name, done * SHARD_SCENES, whole, "")
@@ -229,29 +240,34 @@ def _shard_by_shard(run: _Run, what: str, step: Callable[[DataPlan], Iterator[in
 def _train(run: _Run, again: bool) -> None:
     """Each part is kept in the work folder; one that was stopped goes on from its last checkpoint."""
     settings = run.settings()
-    stages = ["embedder", *(f"refined{number}" for number in range(1, len(settings.refinements) + 1))]
-    paths = [run.work / f"{stage}.npz" for stage in stages]
-    checkpoints = [run.work / f"{stage}.checkpoint.npz" for stage in stages]
+    names = ("fork", "first", "refined", "varied")
+    paths = {name: run.work / f"{name}.npz" for name in names}
+    # The fork is a moment of the first stage, which goes on from there.
+    kept = {name: run.work / f"{'first' if name == 'fork' else name}.checkpoint.npz" for name in names}
     if again:
-        for path in (run.trained_path, *paths, *checkpoints):
+        for path in (run.trained_path, *paths.values(), *kept.values()):
             path.unlink(missing_ok=True)
     if run.trained_path.is_file():
         click.echo(f"{run.trained_path} is trained already (--again to train anew).")
         return
     from trainer.compact.dataset import load_data
-    from trainer.compact.training import Trained, averaged, refine_embedder, train_embedder, train_head
+    from trainer.compact.training import Trained, train_embedder, train_head
 
+    everywhere = (run.plan(), run.elsewhere_plan())
+    stages: dict[str, tuple[Stage, tuple[DataPlan, ...], str | None]] = {
+        "fork": (settings.fork, (run.plan(),), None),
+        "first": (settings.first, (run.plan(),), None),
+        "refined": (settings.refined, (run.fresh_plan(),), "first"),
+        "varied": (settings.varied, everywhere, "fork"),
+    }
     with shown(stay=True, lines=True) as tell:
-        data = load_data(run.plan())
-        if not paths[0].is_file():
-            train_embedder(data, settings, partial(tell, "Embedder"), checkpoints[0])[0].save(paths[0])
-        first = Trained.load(paths[0])
-        fresh = load_data(run.fresh_plan()) if not all(path.is_file() for path in paths[1:]) else None
-        for number, how in enumerate(settings.refinements, start=1):
-            if fresh is not None and not paths[number].is_file():
-                said = partial(tell, f"Refinement {number}")
-                refine_embedder(fresh, first, settings, how, said, checkpoints[number])[0].save(paths[number])
-        trained = averaged([first, *(Trained.load(path) for path in paths[1:])])
+        for name, (stage, plans, from_name) in stages.items():
+            if not paths[name].is_file():
+                begun = Trained.load(paths[from_name]) if from_name is not None else None
+                said = partial(tell, f"Embedder ({name})")
+                train_embedder(load_data(*plans), settings, stage, said, kept[name], begun)[0].save(paths[name])
+        trained = Trained.mean([Trained.load(paths["refined"]), Trained.load(paths["varied"])])
+        data = load_data(*everywhere)
         lstm, _ = train_head(data, trained, settings, partial(tell, "LSTM head"))
     head = {name: variable.numpy() for name, variable in lstm.named_variables().items()}
     Trained(trained.embedder, trained.example_head, head).save(run.trained_path)
@@ -293,6 +309,11 @@ def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
     recordings = evaluation.load_recordings(run.audio_dir, run.work / "dev.npz")
     scored = evaluation.score_recordings(_scorer(run, None), recordings)
     dense = evaluation.score_recordings(_scorer(run, None), recordings, half_hop=True)
+    negatives = [recording for recording in recordings if not recording.positive]
+    treated = [
+        evaluation.score_recordings(_scorer(run, None), evaluation.altered(negatives, treatment))
+        for treatment in evaluation.treatments()
+    ]
     folder = _package_folder(run, out)
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     hold_seconds = DecisionSettings().hold_seconds
@@ -302,7 +323,7 @@ def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
         version=version,
         command=f"{after}; trainer compact export" if after else run.command,
         date=today,
-        thresholds=packaging.choose_thresholds(scored),
+        thresholds=packaging.choose_thresholds(scored, treated),
         curve=packaging.operating_curve(scored),
         false_alerts=[
             evaluation.false_alerts_section(each, each[0].hop_samples / RATE_HZ, hold_seconds)

@@ -98,7 +98,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class DataPlan:
-    """What to make: ``scenes`` scenes of mixture "mixed" from ``seed`` and ``close_scenes`` of "close" from the next.
+    """What to make: ``scenes`` scenes of ``mixture`` from ``seed`` and ``close_scenes`` of "close" from the next.
 
     ``pool_folder`` holds the recordings.
     """
@@ -109,13 +109,14 @@ class DataPlan:
     seed: int
     close_scenes: int = 0
     codecs: bool = True
+    mixture: str = "mixed"
 
     def shards(self) -> list[Shard]:
         """All of them, in the order in which they are read."""
         return [
             Shard(mixture, seed, first, min(SHARD_SCENES, scenes - first), self._path(mixture, seed, first))
             for mixture, seed, scenes in (
-                ("mixed", self.seed, self.scenes),
+                (self.mixture, self.seed, self.scenes),
                 ("close", self.seed + 1, self.close_scenes),
             )
             for first in range(0, scenes, SHARD_SCENES)
@@ -201,10 +202,10 @@ def _cut(pcm: npt.NDArray[np.int16], positions: range) -> npt.NDArray[np.int16]:
     )
 
 
-def load_data(plan: DataPlan) -> TrainingData:
-    """All shards of a plan. Raises ConfigError where one is missing or was not shown to the teachers."""
+def load_data(*plans: DataPlan) -> TrainingData:
+    """All shards of ``plans``. Raises ConfigError where one is missing or was not shown to the teachers."""
     parts: dict[str, list[npt.NDArray[Any]]] = {}
-    shards = plan.shards()
+    shards = [shard for plan in plans for shard in plan.shards()]
     for shard in shards:
         for path in (shard.path, shard.taught_path):
             with np.load(_present(path), allow_pickle=False) as stored:

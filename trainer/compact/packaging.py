@@ -37,15 +37,19 @@ DATA_NAMES = (
     "opinions of YAMNet (Google, Apache 2.0) and CED-tiny (Apache 2.0) on these as soft targets",
 )
 _AMBIENT_MARGIN = 0.5  # in logits: what the default threshold keeps above the loudest ambient score
+_TREATED_FALSE_ALARMS = 0.02  # the share of negative dev clips that may reach it after a change of recorder
 
 
-def choose_thresholds(scored: Sequence[Scored]) -> tuple[float, float]:
+def choose_thresholds(scored: Sequence[Scored], treated: Sequence[Sequence[Scored]] = ()) -> tuple[float, float]:
     """(open, close): no more than 1 % of negative clips, and nothing in continuous ambient audio with a margin.
 
-    Open is the stricter of the two conditions; an open alert stays open down to half its odds.
+    Nor more than 2 % of the clips, nor anything in ambient audio, as another recorder would have kept them
+    (``treated``, one list for each such recorder). Open is the strictest of these conditions; an open alert stays open
+    down to half its odds.
     """
     ambient = _shifted(ambient_threshold(scored), _AMBIENT_MARGIN)
-    opened = min(0.9999, math.ceil(max(clip_threshold(scored), ambient) * 1e4) / 1e4)
+    otherwise = [max(clip_threshold(each, _TREATED_FALSE_ALARMS), ambient_threshold(each)) for each in treated]
+    opened = min(0.9999, math.ceil(max(clip_threshold(scored), ambient, *otherwise) * 1e4) / 1e4)
     return opened, round(_shifted(opened, -math.log(2.0)), 4)
 
 

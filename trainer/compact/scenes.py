@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import soxr
 
 from detector.chunk import RATE_HZ
 from detector.embedders.params import CARRY_SAMPLES, EXAMPLE_HOP_SAMPLES, EXAMPLE_SAMPLES
@@ -76,18 +77,21 @@ class _Event:
 MIXTURES: Mapping[str, Mapping[str, float]] = {
     "mixed": {"live": 0.25, "single": 0.2, "forest": 0.08, "shots": 0.25, "look-alikes": 0.22},
     "close": {"live": 0.16, "single": 0.22, "forest": 0.04, "camera": 0.28, "shots": 0.15, "look-alikes": 0.15},
+    "elsewhere": {"live": 0.28, "single": 0.22, "forest": 0.14, "shots": 0.14, "look-alikes": 0.22},
 }
-"""Mixture -> composition -> its share of the scenes."""
+"""Mixture -> composition -> its share of the scenes. In "elsewhere" most of the single recordings,
+whatever they hold, are moved to other places: echoes, reverberation, another speed."""
 
 
 def compose(pool: Pool, seed: int, index: int, *, mixture: str = "mixed", codecs: bool = True) -> Scene:
     """Scene ``index`` of the data set that ``seed`` and ``mixture`` name: the same whenever and wherever it is made."""
     rng = np.random.default_rng([seed, index])
     composition = _composition(mixture, rng.random())
+    moved = mixture == "elsewhere"
     if composition == "live":
-        return _live_scene(rng, pool, codecs)
+        return _live_scene(rng, pool, codecs, moved=moved)
     if composition in ("single", "forest"):
-        return _single_recording(rng, pool, codecs, forest=composition == "forest")
+        return _single_recording(rng, pool, codecs, forest=composition == "forest", moved=moved)
     if composition == "camera":
         return _camera_scene(rng, pool, codecs)
     has_shots = composition == "shots"
@@ -125,7 +129,7 @@ def _background(rng: np.random.Generator, pool: Pool) -> FloatArray:
     for _ in range(1 if rng.random() < 0.7 else 2):
         draw = rng.random()
         if draw < 0.72:
-            layer = _looped(rng, pool, _choose(rng, pool, "background"))
+            layer = _looped(rng, pool.samples(_choose(rng, pool, "background")))
         elif draw < 0.9:
             layer = synthesis.coloured_noise(rng, SCENE_SAMPLES)
         else:
@@ -148,9 +152,8 @@ def _choose(rng: np.random.Generator, pool: Pool, kind: str, source: str | None 
     return mine[rng.integers(len(mine))]
 
 
-def _looped(rng: np.random.Generator, pool: Pool, clip: Clip) -> FloatArray:
-    """``SCENE_SAMPLES`` of a clip from a random place on, repeated with crossfades where it is shorter."""
-    x = pool.samples(clip)
+def _looped(rng: np.random.Generator, x: FloatArray) -> FloatArray:
+    """``SCENE_SAMPLES`` of a recording from a random place on, repeated with crossfades where it is shorter."""
     if len(x) > SCENE_SAMPLES:
         start = rng.integers(len(x) - SCENE_SAMPLES)
         return x[start : start + SCENE_SAMPLES]
@@ -490,10 +493,27 @@ def _mark_other(
     return np.asarray(touched, np.bool_)
 
 
-def _live_scene(rng: np.random.Generator, pool: Pool, codecs: bool) -> Scene:
+def moved_elsewhere(
+    rng: np.random.Generator, x: FloatArray, onsets: tuple[int, ...]
+) -> tuple[FloatArray, tuple[int, ...]]:
+    """A whole recording as another place and another size of the same thing would give it; silence stays silence."""
+    if rng.random() < 0.5:
+        factor = rng.uniform(0.87, 1.15)
+        x = soxr.resample(x, RATE_HZ, RATE_HZ * factor).astype(np.float32)
+        onsets = tuple(round(onset * factor) for onset in onsets)
+    if rng.random() < 0.7:
+        silent = _runs(x == 0, RATE_HZ // 5)
+        response = synthesis.place_response(rng, str(rng.choice(["urban", "forest", "open"], p=[0.6, 0.25, 0.15])), 1.5)
+        x = np.where(silent, np.float32(0), synthesis.convolve(x, response)[: len(x)])
+    return x, onsets
+
+
+def _live_scene(rng: np.random.Generator, pool: Pool, codecs: bool, *, moved: bool = False) -> Scene:
     """A live-fire file framed anew, sometimes with more noise, air or a look-alike on top; padding stays silent."""
     clip = _choose(rng, pool, "live")
-    recorded = pool.samples(clip)
+    recorded, clip_onsets = pool.samples(clip), clip.onsets
+    if moved:
+        recorded, clip_onsets = moved_elsewhere(rng, recorded, clip_onsets)
     shift = int(rng.integers(-EXAMPLE_HOP_SAMPLES, EXAMPLE_HOP_SAMPLES))
     x = np.zeros(SCENE_SAMPLES, np.float32)
     begin, end = max(0, shift), min(SCENE_SAMPLES, shift + len(recorded))
@@ -514,7 +534,7 @@ def _live_scene(rng: np.random.Generator, pool: Pool, codecs: bool) -> Scene:
         events = _look_alikes(rng, pool, 1)
     if rng.random() < 0.5:
         x = np.where(_runs(padding, RATE_HZ // 5), np.float32(0), x)
-    onsets = tuple(o + shift for o in clip.onsets)
+    onsets = tuple(o + shift for o in clip_onsets)
     shots = _Event(np.zeros(SCENE_SAMPLES, np.float32), 0, GUNSHOT, onsets, clip.complete, mixed=True)
     shots.level_db = max(4.0, 20 * np.log10(_loudest_rms(np.where(padding, 0, x)) + 1e-9)) - extra_db
     scene = _finish(rng, x, [shots, *events], "live", codecs)
@@ -525,7 +545,9 @@ def _live_scene(rng: np.random.Generator, pool: Pool, codecs: bool) -> Scene:
     return Scene(scene.pcm, scene.targets, weights, "live")
 
 
-def _single_recording(rng: np.random.Generator, pool: Pool, codecs: bool, *, forest: bool = False) -> Scene:
+def _single_recording(
+    rng: np.random.Generator, pool: Pool, codecs: bool, *, forest: bool = False, moved: bool = False
+) -> Scene:
     """One recording as it is, in digital silence or on repeat: how clips are kept, whatever they hold.
 
     ``forest``: one of the recorders in a forest, with a distant shot or without.
@@ -536,18 +558,18 @@ def _single_recording(rng: np.random.Generator, pool: Pool, codecs: bool, *, for
     else:
         kind = str(rng.choice(["event", "background", "shot"], p=[0.42, 0.23, 0.35]))
         clip = _weighted_event(rng, pool) if kind == "event" and rng.random() < 0.5 else _choose(rng, pool, kind)
-    recorded = pool.samples(clip)
+    recorded, onsets = pool.samples(clip), clip.onsets
+    if moved:
+        recorded, onsets = moved_elsewhere(rng, recorded, onsets)
     if len(recorded) > SCENE_SAMPLES:
         begin = int(rng.integers(len(recorded) - SCENE_SAMPLES))
-        onsets = tuple(o - begin for o in clip.onsets)
+        onsets = tuple(o - begin for o in onsets)
         recorded = recorded[begin : begin + SCENE_SAMPLES]
-    else:
-        onsets = clip.onsets
     start = int(rng.integers(0, SCENE_SAMPLES - len(recorded) + 1)) if rng.random() < 0.6 else 0
     x = np.zeros(SCENE_SAMPLES, np.float32)
     x[start : start + len(recorded)] = recorded
     if kind == "background" and len(recorded) < SCENE_SAMPLES:
-        x = _looped(rng, pool, clip)
+        x = _looped(rng, recorded)
     noise_rms = float(np.median(np.abs(recorded)) / 0.67) + 1e-6
     x /= np.float32(noise_rms)
     if kind == "background":

@@ -25,6 +25,24 @@ CED_CLASSES = 527
 YAMNET_GUNFIRE = (421, 422, 423, 424)
 CED_GUNFIRE = (427, 428, 429, 430)
 """Gunshot, gunfire; Machine gun; Fusillade; Artillery fire."""
+YAMNET_MECHANICAL = (
+    *(48, 56, 57, 58),  # Walk, footsteps; Hands; Finger snapping; Clapping
+    *(293, 333),  # Crackle; Helicopter
+    *range(337, 348),  # Engine ... Accelerating, revving, vroom
+    *range(348, 382),  # Door ... Writing
+    *range(398, 420),  # Mechanisms ... Drill
+    *range(431, 438),  # Wood ... Shatter
+    *(454, 455, 459, 460),  # Thump, thud; Thunk; Basketball bounce; Bang
+    *(464, 472, 474, 478, 480, 483, 484, 485),  # Breaking, Crushing, Tearing, Clang, Creak, Clatter, Sizzle, Clicking
+)
+"""Engines, doors, tools, blows: what is taken for a shot and has no recordings enough to be learnt from here."""
+_NOTHING_AGAINST = (
+    *range(420, 431),  # Explosion ... Boom
+    494,  # Silence
+    *range(500, 505),  # Inside, small room ... Outside, rural or natural
+)
+YAMNET_OTHER = tuple(sorted({*range(YAMNET_CLASSES)} - {*YAMNET_MECHANICAL, *_NOTHING_AGAINST}))
+"""All other classes but explosions, places and silence."""
 
 _LAYERS = 27
 _STRIDE_2 = (1, 4, 8, 12, 24)
