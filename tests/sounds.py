@@ -16,26 +16,28 @@ SHOT_SAMPLES = 12_000
 
 def street_shot(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """A pistol at some 100 m in a street: blast, two echoes, a reverberant tail; ``(12000,)``, peak 0.7."""
-    dry = np.zeros(SHOT_SAMPLES)
-    blast = muzzle_blast(150.0, 0.002, lead_samples=0)[:SHOT_SAMPLES]
-    dry[: len(blast)] = blast
-    response = rng.normal(0, 0.02, SHOT_SAMPLES) * np.exp(-np.arange(SHOT_SAMPLES) / (0.12 * RATE_HZ))
-    response[0] = 1.0
-    response[[1_300, 2_900]] += (0.4, -0.3)
-    low_pass = signal.butter(1, 2_500, fs=RATE_HZ, output="sos")
-    wet = signal.sosfilt(low_pass, np.convolve(dry, response)[:SHOT_SAMPLES])
-    return np.asarray(0.7 * wet / np.abs(wet).max())
+    wet = _in_a_street(rng, blast_seconds=0.002, reverberation=0.02, decay_seconds=0.12)
+    return _at_peak(signal.sosfilt(signal.butter(1, 2_500, fs=RATE_HZ, output="sos"), wet))
 
 
 def reverberant_shot(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """One whose street rings nearly as loud as the blast: what the built-in model is surest of; as above."""
+    return _at_peak(_in_a_street(rng, blast_seconds=0.0005, reverberation=0.15, decay_seconds=0.3))
+
+
+def _in_a_street(
+    rng: np.random.Generator, *, blast_seconds: float, reverberation: float, decay_seconds: float
+) -> npt.NDArray[np.float64]:
     dry = np.zeros(SHOT_SAMPLES)
-    blast = muzzle_blast(150.0, 0.0005, lead_samples=0)[:SHOT_SAMPLES]
+    blast = muzzle_blast(150.0, blast_seconds, lead_samples=0)[:SHOT_SAMPLES]
     dry[: len(blast)] = blast
-    response = rng.normal(0, 0.15, SHOT_SAMPLES) * np.exp(-np.arange(SHOT_SAMPLES) / (0.3 * RATE_HZ))
+    response = rng.normal(0, reverberation, SHOT_SAMPLES) * np.exp(-np.arange(SHOT_SAMPLES) / (decay_seconds * RATE_HZ))
     response[0] = 1.0
     response[[1_300, 2_900]] += (0.4, -0.3)
-    wet = np.convolve(dry, response)[:SHOT_SAMPLES]
+    return np.asarray(np.convolve(dry, response)[:SHOT_SAMPLES])
+
+
+def _at_peak(wet: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(0.7 * wet / np.abs(wet).max())
 
 

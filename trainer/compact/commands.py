@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -240,10 +240,16 @@ def _shard_by_shard(run: _Run, what: str, step: Callable[[DataPlan], Iterator[in
 def _train(run: _Run, again: bool) -> None:
     """Each part is kept in the work folder; one that was stopped goes on from its last checkpoint."""
     settings = run.settings()
-    names = ("fork", "first", "refined", "varied")
-    paths = {name: run.work / f"{name}.npz" for name in names}
+    first, everywhere = (run.plan(),), (run.plan(), run.elsewhere_plan())
+    stages: dict[str, tuple[Stage, tuple[DataPlan, ...], str | None]] = {
+        "fork": (settings.fork, first, None),
+        "first": (settings.first, first, None),
+        "refined": (settings.refined, (run.fresh_plan(),), "first"),
+        "varied": (settings.varied, everywhere, "fork"),
+    }
+    paths = {name: run.work / f"{name}.npz" for name in stages}
     # The fork is a moment of the first stage, which goes on from there.
-    kept = {name: run.work / f"{'first' if name == 'fork' else name}.checkpoint.npz" for name in names}
+    kept = {name: run.work / f"{'first' if name == 'fork' else name}.checkpoint.npz" for name in stages}
     if again:
         for path in (run.trained_path, *paths.values(), *kept.values()):
             path.unlink(missing_ok=True)
@@ -253,21 +259,15 @@ def _train(run: _Run, again: bool) -> None:
     from trainer.compact.dataset import load_data
     from trainer.compact.training import Trained, train_embedder, train_head
 
-    everywhere = (run.plan(), run.elsewhere_plan())
-    stages: dict[str, tuple[Stage, tuple[DataPlan, ...], str | None]] = {
-        "fork": (settings.fork, (run.plan(),), None),
-        "first": (settings.first, (run.plan(),), None),
-        "refined": (settings.refined, (run.fresh_plan(),), "first"),
-        "varied": (settings.varied, everywhere, "fork"),
-    }
+    load = lru_cache(maxsize=1)(load_data)  # fork and first share their scenes; so do varied and the LSTM
     with shown(stay=True, lines=True) as tell:
         for name, (stage, plans, from_name) in stages.items():
             if not paths[name].is_file():
                 begun = Trained.load(paths[from_name]) if from_name is not None else None
                 said = partial(tell, f"Embedder ({name})")
-                train_embedder(load_data(*plans), settings, stage, said, kept[name], begun)[0].save(paths[name])
+                train_embedder(load(*plans), settings, stage, said, kept[name], begun)[0].save(paths[name])
         trained = Trained.mean([Trained.load(paths["refined"]), Trained.load(paths["varied"])])
-        data = load_data(*everywhere)
+        data = load(*everywhere)
         lstm, _ = train_head(data, trained, settings, partial(tell, "LSTM head"))
     head = {name: variable.numpy() for name, variable in lstm.named_variables().items()}
     Trained(trained.embedder, trained.example_head, head).save(run.trained_path)
@@ -304,14 +304,16 @@ def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
     from detector.chunk import RATE_HZ
     from detector.config import DecisionSettings
     from trainer.compact import evaluation, packaging
+    from trainer.compact.training import scorer_of
 
     trained = _trained(run)
     recordings = evaluation.load_recordings(run.audio_dir, run.work / "dev.npz")
-    scored = evaluation.score_recordings(_scorer(run, None), recordings)
-    dense = evaluation.score_recordings(_scorer(run, None), recordings, half_hop=True)
+    scorer = scorer_of(trained)
+    scored = evaluation.score_recordings(scorer, recordings)
+    dense = evaluation.score_recordings(scorer, recordings, half_hop=True)
     negatives = [recording for recording in recordings if not recording.positive]
     treated = [
-        evaluation.score_recordings(_scorer(run, None), evaluation.altered(negatives, treatment))
+        evaluation.score_recordings(scorer, evaluation.altered(negatives, treatment))
         for treatment in evaluation.treatments()
     ]
     folder = _package_folder(run, out)
