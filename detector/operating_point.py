@@ -129,8 +129,8 @@ def threshold_for(false_alerts_per_day: float, counted: FalseAlertsSection) -> f
         share = (math.log(n) - math.log(k)) / (math.log(k + 1) - math.log(k))
         z = odds[k - 1] + share * (odds[k] - odds[k - 1])
     else:
-        start, scale, count = _tail(odds)
-        z = max(odds[0], start + scale * math.log(count / n))
+        once, scale = _tail(odds)
+        z = once - scale * math.log(n)
     if z > _MAX_LOG_ODDS:
         raise ConfigError(
             f"decision.false_alerts_per_day: {false_alerts_per_day:g} a day is rarer than any score of this model can "
@@ -153,19 +153,19 @@ def expected_per_day(threshold: float, counted: FalseAlertsSection) -> float:
         share = (above - z) / (above - below) if above > below else 0.0
         n = math.exp(math.log(k) + share * (math.log(k + 1) - math.log(k)))
     else:
-        start, scale, count = _tail(odds)
-        n = min(1.0, count * math.exp(-(z - start) / scale))
+        once, scale = _tail(odds)
+        n = min(1.0, math.exp((once - z) / scale))
     return n * 24.0 / counted.audio_hours
 
 
-def _tail(odds: Sequence[float]) -> tuple[float, float, int]:
-    """(where the tail sets in, mean excess over that, how many lie above): an exponential's maximum likelihood."""
+def _tail(odds: Sequence[float]) -> tuple[float, float]:
+    """(what is reached once, never under the loudest; by how much more for e times rarer): an exponential's tail."""
     count = min(_TAIL_PEAKS, len(odds) - 1)
     if count < 1:
-        return odds[0], 1.0, 1
+        return odds[0], 1.0
     start = odds[count]
-    scale = sum(z - start for z in odds[:count]) / count
-    return start, max(scale, 1e-3), count
+    scale = max(sum(z - start for z in odds[:count]) / count, 1e-3)
+    return max(odds[0], start + scale * math.log(count)), scale
 
 
 def _counted(sections: Sequence[FalseAlertsSection], hop_seconds: float) -> FalseAlertsSection | None:
