@@ -264,8 +264,8 @@ class BatchSettings(_Section):
         default=0.01, ge=0, le=1, description="Longest time an example waits for others to fill its batch."
     )
     hop_seconds: Annotated[float, AfterValidator(_hop)] = Field(
-        default=0.96,
-        description="0.96: one example a chunk. 0.48: a second one across each seam, for twice the work.",
+        default=0.48,
+        description="0.48: an example a chunk and one across each seam. 0.96: one a chunk, half the work.",
         json_schema_extra={"enum": [0.96, 0.48]},
     )
 

@@ -155,8 +155,7 @@ def run_demo(
     stop = threading.Event()
     port = free_port()
     bus_path, truth_path = folder / "bus.sqlite3", folder / "truth.jsonl"
-    environ = {"DETECTOR__BATCH__HOP_SECONDS": "0.48", **os.environ}  # hears more, at twice the cost: see the card
-    environ |= {"DETECTOR__CONSOLE__PORT": str(port), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environ = os.environ | {"DETECTOR__CONSOLE__PORT": str(port), "TF_CPP_MIN_LOG_LEVEL": "2"}
     console.print(f"Starting the detector (log: {folder / 'detector.log'}) ...")
     started = time.monotonic()
     with contextlib.ExitStack() as stack:

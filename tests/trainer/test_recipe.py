@@ -216,7 +216,7 @@ def test_teachers_answer_for_every_class_of_theirs(plan: DataPlan, data: Trainin
     scenes, taught = plan.scenes + plan.close_scenes, len(TAUGHT_POSITIONS)
     assert data.yamnet_logits.shape == (scenes, taught, YAMNET_CLASSES)
     assert data.yamnet_embeddings.shape == (scenes, taught, YAMNET_EMBEDDING)
-    assert data.ced_probabilities.shape == (scenes, 5, CED_CLASSES)
+    assert data.ced_probabilities.shape == (scenes, 10, CED_CLASSES)
     assert ((data.ced_probabilities >= 0) & (data.ced_probabilities <= 1)).all()
 
 
@@ -251,13 +251,10 @@ def test_a_tiny_run_learns_and_its_package_scores_like_what_was_trained(data: Tr
 
     first, losses = train_embedder(data, settings, settings.first, progress)
     assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:5])
-    paths = []
-    for stage in (settings.refined, settings.varied):
-        path, more_losses = train_embedder(data, settings, stage, progress, begun=first)
-        assert len(more_losses) == stage.steps
-        assert np.mean(more_losses) < np.mean(losses[:5])
-        paths.append(path)
-    embedder = Trained.mean(paths)
+    second, more_losses = train_embedder(data, settings, settings.second, progress, begun=first)
+    assert len(more_losses) == settings.second.steps
+    assert np.mean(more_losses) < np.mean(losses[:5])
+    embedder = Trained.mean([first, second])
     lstm, head_losses = train_head(data, embedder, settings, progress)
     assert np.mean(head_losses[-3:]) < np.mean(head_losses[:3])
     assert said
@@ -336,7 +333,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     """Stopped after what was wrongly believed was looked up, so that this is taken up again too."""
     monkeypatch.setattr("trainer.compact.training._CHECKPOINT_STEPS", 8)
     settings = TrainingSettings(batch_examples=32)
-    stage = replace(settings.first, steps=12, decay_steps=12, mined_at=(0.5,))
+    stage = replace(settings.first, steps=12, mined_at=(0.5,))
 
     def stop(done: int, total: int, note: str) -> None:
         raise KeyboardInterrupt
@@ -349,19 +346,12 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert_same(resumed, losses, whole, again)
 
 
-def test_the_first_stage_goes_on_from_the_fork(data: TrainingData, tmp_path: Path) -> None:
-    settings = replace(TrainingSettings(batch_examples=32).with_steps(10), fork_steps=6)
+def test_the_checkpoint_of_a_longer_run_is_refused(data: TrainingData, tmp_path: Path) -> None:
+    settings = TrainingSettings(batch_examples=32).with_steps(2)
     kept = tmp_path / "first.checkpoint.npz"
-    _, before = train_embedder(data, settings, settings.fork, lambda *args: None, kept)
-    stored = dict(np.load(kept))
-    assert list(stored["losses"]) == before
-    np.savez(kept, **{**stored, "losses": stored["losses"] + 100.0})  # not trained again: taken from here
-    first, losses = train_embedder(data, settings, settings.first, lambda *args: None, kept)
-    assert losses[:6] == [loss + 100.0 for loss in before]
-    whole, again = train_embedder(data, settings, settings.first, lambda *args: None)
-    assert_same(first, [*before, *losses[6:]], whole, again)
-    with pytest.raises(ModelError, match="10 steps"):  # a longer run's checkpoint is no fork
-        train_embedder(data, settings, settings.fork, lambda *args: None, kept)
+    train_embedder(data, settings, settings.first, lambda *args: None, kept)
+    with pytest.raises(ModelError, match="2 steps"):
+        train_embedder(data, settings, replace(settings.first, steps=1), lambda *args: None, kept)
 
 
 def assert_same(one: Trained, losses: list[float], other: Trained, again: list[float]) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from trainer.compact.evaluation import Report, Scored, Scorer
     from trainer.compact.training import Stage, Trained, TrainingSettings
 
-_VERSION = "0.4.0"
+_VERSION = "0.5.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +61,20 @@ class _Run:
             f"--close-scenes {self.close_scenes} --steps {self.steps} all"
         )
 
-    def plan(self) -> DataPlan:
+    def first_plans(self) -> tuple[DataPlan, DataPlan]:
+        return self._plans(self.seed, self.seed + 4)
+
+    def second_plans(self) -> tuple[DataPlan, DataPlan]:
+        """As many scenes again, which only the second stage meets."""
+        return self._plans(self.seed + 6, self.seed + 8)
+
+    def _plans(self, seed: int, elsewhere_seed: int) -> tuple[DataPlan, DataPlan]:
+        """Mixtures; and whole recordings moved elsewhere: as many, and a quarter of the close ones."""
         from trainer.compact.dataset import DataPlan
 
-        return DataPlan(self.work / "pool", self.work / "data", self.scenes, self.seed, self.close_scenes)
-
-    def fresh_plan(self) -> DataPlan:
-        """Scenes that refining is the first to meet: three for every ten of the others."""
-        scenes, close_scenes = max(1, self.scenes * 3 // 10), self.close_scenes * 3 // 10
-        return replace(self.plan(), scenes=scenes, seed=self.seed + 2, close_scenes=close_scenes)
-
-    def elsewhere_plan(self) -> DataPlan:
-        """Scenes of whole recordings moved elsewhere: as many again, and a quarter of the close ones."""
-        return replace(self.plan(), mixture="elsewhere", seed=self.seed + 4, close_scenes=self.close_scenes // 4)
+        mixed = DataPlan(self.work / "pool", self.work / "data", self.scenes, seed, self.close_scenes)
+        close_scenes = self.close_scenes // 4
+        return mixed, replace(mixed, mixture="elsewhere", seed=elsewhere_seed, close_scenes=close_scenes)
 
     def settings(self) -> TrainingSettings:
         from trainer.compact.training import TrainingSettings
@@ -94,7 +95,13 @@ class _Run:
     help="Folder of recordings and teachers (environment: DATA_DIR).",
 )
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=1, show_default=True)
-@click.option("--scenes", type=click.IntRange(1), default=5_000, show_default=True, help="Scenes of ten examples.")
+@click.option(
+    "--scenes",
+    type=click.IntRange(1),
+    default=5_000,
+    show_default=True,
+    help="Scenes of ten examples, four times: mixed and moved elsewhere, for each stage.",
+)
 @click.option(
     "--close-scenes",
     type=click.IntRange(0),
@@ -107,7 +114,7 @@ class _Run:
     type=click.IntRange(1),
     default=10_000,
     show_default=True,
-    help="Steps of the embedder's first stage; half as many again follow.",
+    help="Steps of the embedder's first stage; 40 % as many follow.",
 )
 @click.pass_context
 def compact(context: click.Context, /, **options: Any) -> None:
@@ -226,12 +233,13 @@ def _teach(run: _Run) -> None:
 
 
 def _shard_by_shard(run: _Run, what: str, step: Callable[[DataPlan], Iterator[int]]) -> None:
-    """``step`` of the first scenes, of fresh ones and of those elsewhere."""
+    """``step`` of all scenes of both stages."""
     from trainer.compact.dataset import SHARD_SCENES
 
-    plans = {what: run.plan(), f"{what} (fresh)": run.fresh_plan(), f"{what} (elsewhere)": run.elsewhere_plan()}
+    plans = [*run.first_plans(), *run.second_plans()]
     with shown(stay=True, lines=True) as tell:
-        for name, plan in plans.items():
+        for number, plan in enumerate(plans, start=1):
+            name = f"{what} ({number} of {len(plans)})"
             whole = len(plan.shards()) * SHARD_SCENES
             for done in step(plan):
                 tell(name, done * SHARD_SCENES, whole, "")
@@ -240,16 +248,12 @@ def _shard_by_shard(run: _Run, what: str, step: Callable[[DataPlan], Iterator[in
 def _train(run: _Run, again: bool) -> None:
     """Each part is kept in the work folder; one that was stopped goes on from its last checkpoint."""
     settings = run.settings()
-    first, everywhere = (run.plan(),), (run.plan(), run.elsewhere_plan())
-    stages: dict[str, tuple[Stage, tuple[DataPlan, ...], str | None]] = {
-        "fork": (settings.fork, first, None),
-        "first": (settings.first, first, None),
-        "refined": (settings.refined, (run.fresh_plan(),), "first"),
-        "varied": (settings.varied, everywhere, "fork"),
+    stages: dict[str, tuple[Stage, tuple[DataPlan, ...]]] = {
+        "first": (settings.first, run.first_plans()),
+        "second": (settings.second, run.second_plans()),
     }
     paths = {name: run.work / f"{name}.npz" for name in stages}
-    # The fork is a moment of the first stage, which goes on from there.
-    kept = {name: run.work / f"{'first' if name == 'fork' else name}.checkpoint.npz" for name in stages}
+    kept = {name: run.work / f"{name}.checkpoint.npz" for name in stages}
     if again:
         for path in (run.trained_path, *paths.values(), *kept.values()):
             path.unlink(missing_ok=True)
@@ -259,16 +263,16 @@ def _train(run: _Run, again: bool) -> None:
     from trainer.compact.dataset import load_data
     from trainer.compact.training import Trained, train_embedder, train_head
 
-    load = lru_cache(maxsize=1)(load_data)  # fork and first share their scenes; so do varied and the LSTM
+    load = lru_cache(maxsize=1)(load_data)  # the second stage and the LSTM share their scenes
     with shown(stay=True, lines=True) as tell:
-        for name, (stage, plans, from_name) in stages.items():
+        ends: list[Trained] = []
+        for name, (stage, plans) in stages.items():
             if not paths[name].is_file():
-                begun = Trained.load(paths[from_name]) if from_name is not None else None
-                said = partial(tell, f"Embedder ({name})")
+                said, begun = partial(tell, f"Embedder ({name})"), ends[-1] if ends else None
                 train_embedder(load(*plans), settings, stage, said, kept[name], begun)[0].save(paths[name])
-        trained = Trained.mean([Trained.load(paths["refined"]), Trained.load(paths["varied"])])
-        data = load(*everywhere)
-        lstm, _ = train_head(data, trained, settings, partial(tell, "LSTM head"))
+            ends.append(Trained.load(paths[name]))
+        trained = Trained.mean(ends)
+        lstm, _ = train_head(load(*run.second_plans()), trained, settings, partial(tell, "LSTM head"))
     head = {name: variable.numpy() for name, variable in lstm.named_variables().items()}
     Trained(trained.embedder, trained.example_head, head).save(run.trained_path)
 
@@ -313,7 +317,7 @@ def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
     dense = evaluation.score_recordings(scorer, recordings, half_hop=True)
     negatives = [recording for recording in recordings if not recording.positive]
     treated = [
-        evaluation.score_recordings(scorer, evaluation.altered(negatives, treatment))
+        evaluation.score_recordings(scorer, evaluation.altered(negatives, treatment), half_hop=True)
         for treatment in evaluation.treatments()
     ]
     folder = _package_folder(run, out)
@@ -325,8 +329,8 @@ def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
         version=version,
         command=f"{after}; trainer compact export" if after else run.command,
         date=today,
-        thresholds=packaging.choose_thresholds(scored, treated),
-        curve=packaging.operating_curve(scored),
+        thresholds=packaging.choose_thresholds(dense, treated),
+        curve=packaging.operating_curve(dense),
         false_alerts=[
             evaluation.false_alerts_section(each, each[0].hop_samples / RATE_HZ, hold_seconds)
             for each in (scored, dense)

@@ -42,8 +42,8 @@ POSITION_FRAMES = EXAMPLE_FRAMES // POSITIONS_A_HOP
 EXAMPLE_POSITIONS = range(0, POSITIONS, POSITIONS_A_HOP)
 """Of the examples that follow one another in a stream, as the LSTM sees them."""
 TAUGHT_POSITIONS = range(0, POSITIONS, 4)
-"""Where the quick teacher is asked, every 0.48 s; the slow one at each fourth of these."""
-SLOWLY_TAUGHT_EVERY = 4
+"""Where the quick teacher is asked, every 0.48 s; the slow one at every second of these."""
+SLOWLY_TAUGHT_EVERY = 2
 
 assert POSITION_FRAMES * POSITIONS_A_HOP * SCENE_EXAMPLES == SCENE_FRAMES
 
@@ -52,7 +52,7 @@ Float16Array = npt.NDArray[np.float16]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingData:
-    """Scenes in memory, S of them, cut into P = 73 examples of which T = 19 were shown to YAMNet and C = 5 to CED.
+    """Scenes in memory, S of them, cut into P = 73 examples of which T = 19 were shown to YAMNet and C = 10 to CED.
 
     Attributes:
         log_mel: ``(S, 960, 64)`` float16 over the network's fine offset: an example is any 96 rows.

@@ -43,6 +43,8 @@ _NOTHING_AGAINST = (
 )
 YAMNET_OTHER = tuple(sorted({*range(YAMNET_CLASSES)} - {*YAMNET_MECHANICAL, *_NOTHING_AGAINST}))
 """All other classes but explosions, places and silence."""
+CED_OTHER = tuple(sorted({*range(CED_CLASSES)} - {0, 137, *range(426, 437), 500, 504, *range(506, 511)}))
+"""All but speech, music, explosions, silence, sound effects and places."""
 
 _LAYERS = 27
 _STRIDE_2 = (1, 4, 8, 12, 24)

@@ -2,9 +2,8 @@
 
 The embedder begins at random. It learns at once what is in each example and what two teachers think of it; half of each
 batch is altered in loudness, colour, band and background and learns the labels alone. What it wrongly believed is
-looked up on the way and shown more often from then on. One path goes to its end and on with fresh scenes; a second
-leaves it halfway, before the scenes are known by heart, for more of them that sound as they would elsewhere, and more
-alterations. The mean of both is kept. The LSTM learns to be as sure as belief is, from the example and what came
+looked up on the way and shown more often from then on. It then goes on with as many scenes that it never met, altered
+more, and the mean of both ends is kept. The LSTM learns to be as sure as belief is, from the example and what came
 before. All depends on data and seed alone, up to the rounding of parallel sums.
 """
 
@@ -38,6 +37,7 @@ from trainer.compact.scenes import POSITIONS, SCENE_EXAMPLES
 from trainer.compact.teachers import (
     CED_CLASSES,
     CED_GUNFIRE,
+    CED_OTHER,
     YAMNET_CLASSES,
     YAMNET_EMBEDDING,
     YAMNET_GUNFIRE,
@@ -55,6 +55,7 @@ _YAMNET_COLUMNS = [len(LABELS) + c for c in YAMNET_GUNFIRE]
 _MECHANICAL_COLUMNS = [len(LABELS) + c for c in YAMNET_MECHANICAL]
 _OTHER_COLUMNS = [len(LABELS) + c for c in YAMNET_OTHER]
 _CED_COLUMNS = [len(LABELS) + YAMNET_CLASSES + c for c in CED_GUNFIRE]
+_CED_OTHER_COLUMNS = [len(LABELS) + YAMNET_CLASSES + c for c in CED_OTHER]
 _SURELY_NOT = -6.0
 _PERHAPS = -3.0
 """A teacher's gunfire logit from which on an example counts among those that it might take for gunfire."""
@@ -93,20 +94,16 @@ class Stage:
 
     Attributes:
         steps: in all.
-        decay_steps: after which the learning rate would be at its lowest: with more than ``steps`` it stays high.
-        mined_at: shares of ``decay_steps`` after which wrongly believed negatives are looked up.
+        mined_at: shares of ``steps`` after which wrongly believed negatives are looked up.
         alterations: of the altered half of each batch.
-        belief_weight: of belief, nearly as the LSTM learns it, as an output that only shapes the embedding.
         quieter, narrower: how many of all are up to 26 dB quieter or 6 dB louder, or have nothing above 3.5 to 7 kHz,
             with the same opinions: close is close however it was recorded.
     """
 
     steps: int
-    decay_steps: int
     learning_rate: float
     mined_at: tuple[float, ...] = ()
     alterations: Alterations = Alterations()
-    belief_weight: float = 0.0
     quieter: float = 0.0
     narrower: float = 0.0
 
@@ -117,33 +114,21 @@ class TrainingSettings:
 
     Attributes:
         first: from random weights, on the first scenes.
-        refined: from the end of that, on fresh scenes.
-        fork_steps: after so many steps of the first, ``varied`` goes on from there, on the first scenes and on some
-            that sound as elsewhere. The mean of the weights of both is the embedder.
+        second: from the end of that, on fresh ones. The mean of the weights at both ends is the embedder.
         batch_examples: half as they are, with the teachers' opinions; half altered.
         perhaps_share, mined_share: of the unaltered ones, how many are drawn from those that YAMNet might take for
             gunfire, and from the negatives that were wrongly believed.
         mined_fraction: how many of all negatives these are.
     """
 
-    first: Stage = Stage(10_000, 10_000, 3e-3, mined_at=(0.4, 0.7))
-    refined: Stage = Stage(
-        2_000,
-        2_000,
-        1e-3,
-        mined_at=(0.0,),
-        alterations=Alterations(0.6, echo=0.6, limited=0.5, sharp=0.5, floor=0.5, mined=0.2),
-    )
-    fork_steps: int = 5_500
-    varied: Stage = Stage(
-        3_000,
-        6_000,
-        2e-3,
-        mined_at=(0.0, 0.2, 0.35),
-        alterations=Alterations(0.5, echo=0.4, limited=0.4, sharp=0.5, floor=0.4, mined=0.2),
-        belief_weight=0.05,
-        quieter=0.4,
-        narrower=0.25,
+    first: Stage = Stage(10_000, 3e-3, mined_at=(0.4, 0.7))
+    second: Stage = Stage(
+        4_000,
+        1.5e-3,
+        mined_at=(0.0, 0.4),
+        alterations=Alterations(0.5, echo=0.3, limited=0.3, sharp=0.5, floor=0.25, mined=0.1),
+        quieter=0.25,
+        narrower=0.15,
     )
     batch_examples: int = 256
     weight_decay: float = 1e-3
@@ -153,7 +138,7 @@ class TrainingSettings:
     mined_share: float = 0.2
     mined_fraction: float = 0.02
     yamnet_weight: float = 0.03
-    ced_weight: float = 0.02
+    ced_weight: float = 0.05
     gunfire_weight: float = 0.03
     embedding_weight: float = 0.3
     look_alike_weight: float = 0.3
@@ -167,26 +152,9 @@ class TrainingSettings:
     seed: int = 1
 
     def with_steps(self, steps: int) -> TrainingSettings:
-        """``steps`` in the first stage, all else in proportion."""
-
-        def part(n: int) -> int:
-            return max(1, n * steps // self.first.steps)
-
-        def scaled(stage: Stage) -> Stage:
-            return replace(stage, steps=part(stage.steps), decay_steps=part(stage.decay_steps))
-
-        return replace(
-            self,
-            first=scaled(self.first),
-            refined=scaled(self.refined),
-            fork_steps=part(self.fork_steps),
-            varied=scaled(self.varied),
-        )
-
-    @property
-    def fork(self) -> Stage:
-        """The first stage up to where ``varied`` goes on from: with its checkpoint, it needs no second run."""
-        return replace(self.first, steps=self.fork_steps)
+        """``steps`` in the first stage, the second in proportion."""
+        second = max(1, self.second.steps * steps // self.first.steps)
+        return replace(self, first=replace(self.first, steps=steps), second=replace(self.second, steps=second))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -226,15 +194,14 @@ class Trained:
 
 
 class ExampleHead(tf.Module):
-    """``(B, 128)`` embeddings -> ``(B, labels + 521 + 527 + 1)``: our logits, YAMNet's, CED's, belief."""
+    """``(B, 128)`` embeddings -> ``(B, labels + 521 + 527)``: our logits, YAMNet's, CED's."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(name="example_head")
         size = (EMBEDDING_SIZE, len(LABELS) + YAMNET_CLASSES + CED_CLASSES)
         initial = np.random.default_rng(seed).standard_normal(size) / (math.sqrt(EMBEDDING_SIZE) * 4.0)
-        initial = np.concatenate([initial, np.zeros((EMBEDDING_SIZE, 1))], axis=1)
         self.weights = tf.Variable(initial.astype(np.float32), name="weights")
-        first = np.concatenate([np.full(len(LABELS), -3.0), np.full(YAMNET_CLASSES + CED_CLASSES, -6.0), [0.0]])
+        first = np.concatenate([np.full(len(LABELS), -3.0), np.full(YAMNET_CLASSES + CED_CLASSES, -6.0)])
         self.bias = tf.Variable(first.astype(np.float32), name="bias")
 
     def __call__(self, embeddings: tf.Tensor) -> tf.Tensor:
@@ -315,7 +282,7 @@ def train_embedder(
     served = [*network.variables, *head.variables]
     average = [tf.Variable(variable, trainable=False) for variable in served]
     momentum = tf.Variable(0.0, trainable=False)
-    optimizer = _optimizer(stage.learning_rate, settings.weight_decay, stage.decay_steps)
+    optimizer = _optimizer(stage.learning_rate, settings.weight_decay, stage.steps)
     optimizer.build(variables)
     half = settings.batch_examples // 2
 
@@ -332,10 +299,6 @@ def train_embedder(
             logits = head(network.embedding(pooled * kept / (1.0 - settings.dropout)))
             loss = label_loss(logits[:, : len(LABELS)], targets, weights, settings)
             loss += teacher_loss(logits[:half], taught[0], *taught[2:], settings=settings)
-            if stage.belief_weight > 0.0:
-                # With the numbers from before the last were chosen; the output only shapes the embedding.
-                believed = tf.stop_gradient(belief(logits, yamnet_lead=4.0, own_doubt=0.0))
-                loss += stage.belief_weight * belief_loss(logits[:, -1], believed)
             felt = tf.matmul(pooled[:half], felt_map)
             apart = tf.reduce_mean(((felt - tf.cast(taught[1], tf.float32) + centre) / spread) ** 2)
             loss += settings.embedding_weight * apart
@@ -346,7 +309,7 @@ def train_embedder(
         return loss
 
     draws = _Draws.of(data, settings)
-    mining = {int(share * stage.decay_steps) for share in stage.mined_at}
+    mining = {int(share * stage.steps) for share in stage.mined_at}
     state = [*served, felt_map, *average, *optimizer.variables]
     losses, draws.mined = _restore(checkpoint, state)
     if len(losses) > stage.steps:
@@ -415,7 +378,7 @@ def teacher_loss(
     Probabilities near 0 say little: of gunfire the very logit is learnt, down to where a teacher is sure.
 
     Args:
-        logits: ``(B, labels + 521 + 527 + 1)``.
+        logits: ``(B, labels + 521 + 527)``.
         yamnet: ``(B, 521)`` logits.
         ced: ``(B, 527)`` probabilities; ``ced_asked (B,)`` bool says which count.
     """
@@ -423,7 +386,7 @@ def teacher_loss(
     ced = tf.clip_by_value(tf.cast(ced, tf.float32), 1e-4, 1.0 - 1e-4)
     ced_logits = tf.math.log(ced / (1.0 - ced))
     theirs = logits[:, len(LABELS) : len(LABELS) + YAMNET_CLASSES]
-    others = logits[:, len(LABELS) + YAMNET_CLASSES : -1]
+    others = logits[:, len(LABELS) + YAMNET_CLASSES :]
     said = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=tf.sigmoid(yamnet), logits=theirs), axis=1)
     also = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=ced, logits=others), axis=1)
 
@@ -560,18 +523,15 @@ def _rms(magnitude: tf.Tensor) -> tf.Tensor:
 # --- the LSTM head --------------------------------------------------------------------------------------------------
 
 
-def belief(logits: tf.Tensor, *, yamnet_lead: float = 5.0, own_doubt: float = 0.8) -> tf.Tensor:
-    """``(B, labels + 521 + 527 + 1)`` outputs of the example head -> ``(B,)``: one logit for gunfire from all of them.
+def belief(logits: tf.Tensor, *, ced_word: float = 0.3) -> tf.Tensor:
+    """``(B, labels + 521 + 527)`` outputs of the example head -> ``(B,)``: one logit for gunfire from all of them.
 
     Our labels know distant shots, YAMNet's classes close ones: either is enough. YAMNet takes explosions for gunfire,
     our labels know them apart, so its word counts the less the more these speak for one, or the less for gunfire; and
-    what speaks for any look-alike speaks against. So does what YAMNet would call it otherwise: it was taught with far
-    more doors, tools and engines than there are here. The numbers were chosen on dev recordings, in round figures on a
-    plateau; the last brings thresholds into the middle of the scale.
-
-    Args:
-        yamnet_lead: what its logits are raised by, being lower than ours.
-        own_doubt: how much of our own doubt it takes over.
+    what speaks for any look-alike speaks against. So does what the teachers would call it otherwise: they were taught
+    with far more doors, tools and engines than there are here. The numbers were chosen on dev recordings, in round
+    figures on a plateau; the last brings thresholds into the middle of the scale. ``ced_word`` is how much CED's word
+    weighs.
     """
     own = tf.reduce_max(tf.gather(logits, _FAMILY_COLUMNS, axis=1), axis=1)
     yamnet = tf.reduce_max(tf.gather(logits, _YAMNET_COLUMNS, axis=1), axis=1)
@@ -579,10 +539,11 @@ def belief(logits: tf.Tensor, *, yamnet_lead: float = 5.0, own_doubt: float = 0.
     mechanical = tf.reduce_max(tf.gather(logits, _MECHANICAL_COLUMNS, axis=1), axis=1)
     other = tf.reduce_max(tf.gather(logits, _OTHER_COLUMNS, axis=1), axis=1)
     explosion = tf.nn.relu(logits[:, _EXPLOSION_COLUMN] + 3.0)
-    yamnet += yamnet_lead - 0.6 * explosion + own_doubt * tf.minimum(own + 1.0, 0.0)
+    yamnet += 5.0 - 0.6 * explosion + 0.8 * tf.minimum(own + 1.0, 0.0)
     either = tf.reduce_logsumexp(tf.stack([own, yamnet]), axis=0)
+    ced_other = tf.reduce_max(tf.gather(logits, _CED_OTHER_COLUMNS, axis=1), axis=1)
     against = 0.5 * tf.maximum(look_alike, -4.0) + tf.maximum(mechanical, -4.0) + 0.5 * tf.maximum(other, -3.0)
-    return either - against - 10.0
+    return either - against - ced_word * tf.maximum(ced_other, -4.0) - 11.0
 
 
 def belief_loss(found: tf.Tensor, believed: tf.Tensor) -> tf.Tensor:
