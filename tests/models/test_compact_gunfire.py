@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from detector.chunk import CHUNK_SAMPLES
+from detector.config import BatchSettings
 from detector.embedders.compact import FINE_OFFSET, CompactNetwork, finer, multiply_adds, parameter_count
 from detector.model import Model, load_model
 from trainer.compact import evaluation
@@ -29,7 +31,12 @@ def recordings(data_dir: Path) -> list[Recording]:
 
 @pytest.fixture(scope="module")
 def scored(model: Model, recordings: list[Recording]) -> list[Scored]:
-    return evaluation.score_recordings(model, recordings)
+    return _score(model, recordings)
+
+
+def _score(model: Model, recordings: list[Recording]) -> list[Scored]:
+    """With as many examples as the daemon makes unless told otherwise."""
+    return evaluation.score_recordings(model, recordings, half_hop=BatchSettings().hop_seconds < 0.96)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +111,7 @@ def test_at_its_default_threshold_continuous_ambient_sound_raises_no_alert(model
 def test_at_its_default_threshold_negatives_of_another_recorder_are_no_alerts_either(
     model: Model, negatives: list[Recording], treatment: str
 ) -> None:
-    changed = evaluation.score_recordings(model, evaluation.altered(negatives, treatment))
+    changed = _score(model, evaluation.altered(negatives, treatment))
     at = evaluation.report(changed, model.manifest.decision.open_threshold)
     assert at.clip_false_alarms <= 0.02
     assert at.ambient_alerts == 0
@@ -117,7 +124,7 @@ def test_live_fire_of_another_recorder_is_still_heard(
     threshold = evaluation.clip_threshold(scored)
     fire = [r for r in recordings if r.set == "shotspotter"][::3]
     before = evaluation.report([s for s in scored if s.recording in fire] + _quiet(scored), threshold)
-    changed = evaluation.score_recordings(model, evaluation.altered(fire, treatment))
+    changed = _score(model, evaluation.altered(fire, treatment))
     after = evaluation.report(changed + _quiet(scored), threshold)
     assert after.recall["shotspotter"] >= 0.8 * before.recall["shotspotter"]
 
@@ -130,13 +137,13 @@ def _quiet(scored: list[Scored]) -> list[Scored]:
 def test_waking_from_digital_silence_and_steps_of_gain_are_no_shots(model: Model, recordings: list[Recording]) -> None:
     streams = evaluation.edges(recordings)
     assert len(streams) > 50
-    scores = evaluation.score_streams(model, streams)
+    scores = evaluation.score_streams(model, streams, half_hop=BatchSettings().hop_seconds < 0.96)
     alarmed = sum(bool((s > model.manifest.decision.open_threshold).any()) for s in scores)
     assert alarmed == 0
 
 
 def test_the_score_falls_again_after_the_shot(model: Model, scored: list[Scored]) -> None:
-    """Where every shot of a file is tagged: high in the example that holds an onset, low two examples later."""
+    """Where every shot of a file is tagged: high in an example that holds an onset, low two seconds later."""
     threshold = evaluation.clip_threshold(scored)
     during, after = [], []
     for s in scored:
@@ -146,5 +153,6 @@ def test_the_score_falls_again_after_the_shot(model: Model, scored: list[Scored]
         starts = np.arange(len(s.scores)) * s.hop_samples
         last = int(np.searchsorted(starts, onsets.max(), "right")) - 1
         during.append(s.scores[last])
-        after += list(s.scores[last + 2 : last + 4])
+        two_on = last + 2 * CHUNK_SAMPLES // s.hop_samples
+        after += list(s.scores[two_on : two_on + 2])
     assert np.mean(np.array(during) > threshold) > 4 * np.mean(np.array(after) > threshold)

@@ -2,8 +2,8 @@
 
 The embedder begins at random. It learns at once what is in each example and what two teachers think of it; half of each
 batch is altered in loudness, colour, band and background and learns the labels alone. What it wrongly believed is
-looked up on the way and shown more often from then on. It then goes on with as many scenes that it never met, altered
-more, and the mean of both ends is kept. The LSTM learns to be as sure as belief is, from the example and what came
+looked up on the way and shown more often from then on. It then goes on at half the rate, with more alterations, and the
+mean of both ends is kept. The LSTM learns to be as sure as belief is, from the example and what came
 before. All depends on data and seed alone, up to the rounding of parallel sums.
 """
 
@@ -113,8 +113,8 @@ class TrainingSettings:
     """How to train. Defaults are those of the shipped model.
 
     Attributes:
-        first: from random weights, on the first scenes.
-        second: from the end of that, on fresh ones. The mean of the weights at both ends is the embedder.
+        first: from random weights.
+        second: from the end of that, with more alterations. The mean of the weights at both ends is the embedder.
         batch_examples: half as they are, with the teachers' opinions; half altered.
         perhaps_share, mined_share: of the unaltered ones, how many are drawn from those that YAMNet might take for
             gunfire, and from the negatives that were wrongly believed.
@@ -143,7 +143,7 @@ class TrainingSettings:
     embedding_weight: float = 0.3
     look_alike_weight: float = 0.3
     hard_negative_weight: float = 4.0
-    head_epochs: float = 20.0
+    head_epochs: float = 10.0
     head_scenes: int = 24
     head_learning_rate: float = 3e-3
     head_as_recorded_share: float = 0.7
