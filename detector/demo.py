@@ -38,8 +38,8 @@ FINISH_SECONDS = 30.0  # longest wait for the last chunk to be analysed
 MATCH_SECONDS = 0.5  # an alert's onset this near to a sound's arrival at its sensor is that sound's
 MIN_HEARD = 0.8  # of the gunfire that at least one sensor could hear
 MAX_P99_SECONDS = 1.0
-# Low houses and gardens. Among high facades (reverberation over a second) the built-in model hears fewer single shots.
-_SUBURB = ("--spacing", "100", "--decay", "0.3")
+# Low houses, sensors close together: farther off, or among high facades, the built-in model hears fewer single shots.
+_SUBURB = ("--spacing", "60", "--decay", "0.3")
 _SAMPLE_NS = 1_000_000_000 // RATE_HZ
 
 
@@ -144,9 +144,7 @@ def summarise(truth: Sequence[dict[str, Any]], heard: Heard) -> Summary:
     )
 
 
-def run_demo(
-    folder: Path, *, sensors: int = 6, seconds: float = 40.0, seed: int = 55, serve: bool = False, console: Console
-) -> int:
+def run_demo(folder: Path, *, sensors: int, seconds: float, seed: int, serve: bool = False, console: Console) -> int:
     """Run the demo in ``folder`` and return the exit code: 0 only if the detector did its job.
 
     Raises:
