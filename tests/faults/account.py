@@ -52,6 +52,7 @@ DECISION = DecisionSettings(
 )  # fmt: skip
 _NOISES = 32
 _ENVIRON = {
+    "DETECTOR__BATCH__HOP_SECONDS": "0.96",  # one example a chunk, as the account counts
     "DETECTOR__TOPICS__PARTITIONS": str(PARTITIONS),
     "DETECTOR__DECISION__OPEN_THRESHOLD": str(DECISION.open_threshold),
     "DETECTOR__DECISION__CLOSE_THRESHOLD": str(DECISION.close_threshold),

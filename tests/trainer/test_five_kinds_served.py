@@ -193,6 +193,7 @@ def _serve(folder: Path, model: Made, heard: np.ndarray) -> list[float]:
         "DETECTOR__MODEL__NAME": str(model.package),
         "DETECTOR__MODEL__STORE": str(model.store),
         "DETECTOR__BATCH__MAX_BATCH": "8",
+        "DETECTOR__BATCH__HOP_SECONDS": "0.96",  # as far apart as the trainer's examples
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
     daemon = Daemon(folder, environ)
