@@ -17,6 +17,8 @@ from trainer.compact import evaluation
 from trainer.compact.evaluation import Recording, Scored
 
 PACKAGE = Path(__file__).parents[2] / "detector" / "models" / "compact-gunfire"
+# With as many examples as the daemon makes unless told otherwise.
+HALF_HOP = BatchSettings().hop_seconds < 0.96
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +37,7 @@ def scored(model: Model, recordings: list[Recording]) -> list[Scored]:
 
 
 def _score(model: Model, recordings: list[Recording]) -> list[Scored]:
-    """With as many examples as the daemon makes unless told otherwise."""
-    return evaluation.score_recordings(model, recordings, half_hop=BatchSettings().hop_seconds < 0.96)
+    return evaluation.score_recordings(model, recordings, half_hop=HALF_HOP)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def _quiet(scored: list[Scored]) -> list[Scored]:
 def test_waking_from_digital_silence_and_steps_of_gain_are_no_shots(model: Model, recordings: list[Recording]) -> None:
     streams = evaluation.edges(recordings)
     assert len(streams) > 50
-    scores = evaluation.score_streams(model, streams, half_hop=BatchSettings().hop_seconds < 0.96)
+    scores = evaluation.score_streams(model, streams, half_hop=HALF_HOP)
     alarmed = sum(bool((s > model.manifest.decision.open_threshold).any()) for s in scores)
     assert alarmed == 0
 

@@ -523,15 +523,14 @@ def _rms(magnitude: tf.Tensor) -> tf.Tensor:
 # --- the LSTM head --------------------------------------------------------------------------------------------------
 
 
-def belief(logits: tf.Tensor, *, ced_word: float = 0.3) -> tf.Tensor:
+def belief(logits: tf.Tensor) -> tf.Tensor:
     """``(B, labels + 521 + 527)`` outputs of the example head -> ``(B,)``: one logit for gunfire from all of them.
 
     Our labels know distant shots, YAMNet's classes close ones: either is enough. YAMNet takes explosions for gunfire,
     our labels know them apart, so its word counts the less the more these speak for one, or the less for gunfire; and
     what speaks for any look-alike speaks against. So does what the teachers would call it otherwise: they were taught
     with far more doors, tools and engines than there are here. The numbers were chosen on dev recordings, in round
-    figures on a plateau; the last brings thresholds into the middle of the scale. ``ced_word`` is how much CED's word
-    weighs.
+    figures on a plateau; the last brings thresholds into the middle of the scale.
     """
     own = tf.reduce_max(tf.gather(logits, _FAMILY_COLUMNS, axis=1), axis=1)
     yamnet = tf.reduce_max(tf.gather(logits, _YAMNET_COLUMNS, axis=1), axis=1)
@@ -543,7 +542,7 @@ def belief(logits: tf.Tensor, *, ced_word: float = 0.3) -> tf.Tensor:
     either = tf.reduce_logsumexp(tf.stack([own, yamnet]), axis=0)
     ced_other = tf.reduce_max(tf.gather(logits, _CED_OTHER_COLUMNS, axis=1), axis=1)
     against = 0.5 * tf.maximum(look_alike, -4.0) + tf.maximum(mechanical, -4.0) + 0.5 * tf.maximum(other, -3.0)
-    return either - against - ced_word * tf.maximum(ced_other, -4.0) - 11.0
+    return either - against - 0.3 * tf.maximum(ced_other, -4.0) - 11.0
 
 
 def belief_loss(found: tf.Tensor, believed: tf.Tensor) -> tf.Tensor:
