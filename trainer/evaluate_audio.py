@@ -81,7 +81,7 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class HeardAlert:
-    """An alert of the pipeline: all its onsets, and the stream time at which it was told; seconds."""
+    """An alert of the pipeline: all its onsets, and the end of the chunk with which it was told; seconds."""
 
     onsets_seconds: tuple[float, ...]
     told_seconds: float
@@ -213,9 +213,14 @@ def _note(alerts: dict[str, dict[str, HeardAlert]], emitted: Iterable[Emitted]) 
     for one in emitted:
         alert = one.alert
         known = alerts[alert.stream].get(alert.alert_id)
-        told = alert.decided_sample / RATE_HZ if known is None else known.told_seconds
+        told = _arrived_seconds(alert.decided_sample) if known is None else known.told_seconds
         onsets = tuple(onset.sample / RATE_HZ for onset in alert.onsets)
         alerts[alert.stream][alert.alert_id] = HeardAlert(onsets, told)
+
+
+def _arrived_seconds(sample: int) -> float:
+    """When the audio up to ``sample`` is all there: a sensor publishes whole chunks."""
+    return math.ceil(sample / CHUNK_SAMPLES) * CHUNK_SAMPLES / RATE_HZ
 
 
 def _chunks(stream_id: str, pcm: npt.NDArray[np.int16]) -> Iterable[Chunk]:
@@ -272,7 +277,7 @@ class AudioReport:
         recall: set -> recordings with gunfire that were heard. With tagged shots: at the right time.
         shots: tagged shots with an onset of an alert within the tolerance; ``by_distance``, ``by_snr`` likewise.
         onset_errors_seconds: alert's onset less the tagged one, of the shots heard.
-        latencies_seconds: from the tagged onset of an alert's first shot to when it was told, in stream time.
+        latencies_seconds: from the tagged onset of an alert's first shot to the end of the chunk that told it.
         negatives: recordings without gunfire that have an alert; ``by_label``: by source and label.
         false_alerts: alerts in continuous audio, in ``audio_hours`` of it.
         false_alerts_per_day: of one stream, the model's tail continued where ``extrapolation`` is over 1.

@@ -76,6 +76,18 @@ def test_a_tagged_shot_is_heard_with_its_onset_its_distance_and_its_delay():
     assert all(0.0 < delay <= 0.96 + 0.02 for delay in found.latencies_seconds)
 
 
+def test_with_two_examples_a_chunk_the_delay_still_counts_to_the_end_of_the_chunk():
+    delays = {
+        hop: report(SUBJECT, listen(SUBJECT, RECORDINGS, 0.6, hop), TAGGED, 0.6, hop, None).latencies_seconds
+        for hop in (0.96, 0.48)
+    }
+    chunk_ends = np.arange(1, 10) * 0.96 - SHOT_SECONDS
+    for found in delays.values():
+        assert len(found) == 4
+        assert all(np.abs(chunk_ends - delay).min() < 1e-6 for delay in found)
+    assert max(delays[0.48]) <= max(delays[0.96])
+
+
 def test_an_alert_at_the_wrong_time_is_no_hearing():
     elsewhere = {path: (Shot(SHOT_SECONDS + 0.5, 100.0, 12.0),) for path in TAGGED}
     found = _report(elsewhere)
