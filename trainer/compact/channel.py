@@ -18,7 +18,7 @@ from trainer.compact.synthesis import coloured_noise
 
 FloatArray = npt.NDArray[np.float32]
 _MU_LAW = 0
-_QUIETEST_PEAK_DBFS = {16: -50.0, 12: -42.0, 8: -24.0, _MU_LAW: -42.0}
+_QUIETEST_PEAK_DBFS = {16: -50.0, 12: -42.0, 8: -36.0, _MU_LAW: -42.0}
 _QUANTISATION_DBFS = {16: -101.0, 12: -77.0, 8: -53.0, _MU_LAW: -70.0}
 
 
@@ -61,7 +61,7 @@ def record(rng: np.random.Generator, x: FloatArray, *, codecs: bool = True, loud
     x = x * np.float32(gain)
     floor_dbfs = rng.uniform(-105, -75) if plain else rng.uniform(-100, -45)
     x = x + np.float32(10 ** (floor_dbfs / 20)) * coloured_noise(rng, len(x))
-    if rng.random() < 0.1:
+    if rng.random() < 0.16:
         at = int(rng.uniform(0.05, 0.95) * len(x))
         x[at:] *= np.float32(10 ** (rng.uniform(-30, 30) / 20))
     if rng.random() < 0.1:
@@ -149,11 +149,11 @@ def mu_law(x: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
 def _silence(rng: np.random.Generator, x: FloatArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
     """Digital silence as padding at either end and as dropouts; hard edges."""
     audible = np.ones(len(x), np.bool_)
-    if rng.random() < 0.12:
+    if rng.random() < 0.15:
         audible[: int(rng.uniform(0.2, 4.0) * RATE_HZ)] = False
     if rng.random() < 0.08:
         audible[len(x) - int(rng.uniform(0.2, 3.0) * RATE_HZ) :] = False
-    if rng.random() < 0.06:
+    if rng.random() < 0.1:
         for _ in range(rng.integers(1, 5)):
             start = int(rng.uniform(0, 0.95) * len(x))
             audible[start : start + int(rng.uniform(0.005, 0.8) * RATE_HZ)] = False

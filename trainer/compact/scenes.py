@@ -328,7 +328,7 @@ def _loudness(rng: np.random.Generator, close: bool) -> float:
 
 
 _MADE: tuple[tuple[Callable[[np.random.Generator], FloatArray], str, float], ...] = (
-    (synthesis.firework, "Fireworks", 2.0),
+    (synthesis.firework, "Fireworks", 4.0),
     (synthesis.firecrackers, "Firecracker", 1.5),
     (synthesis.door_slam, "Door", 1.5),
     (synthesis.knocks, "Knock", 1.0),
@@ -338,6 +338,11 @@ _MADE: tuple[tuple[Callable[[np.random.Generator], FloatArray], str, float], ...
     (synthesis.explosion, "Explosion", 0.7),
     (synthesis.backfire, "Generic impact sounds", 0.7),
     (synthesis.clicks, "Generic impact sounds", 1.5),
+    (synthesis.hits, "Generic impact sounds", 3.0),
+    (synthesis.pop_and_hiss, "Generic impact sounds", 1.0),
+    (synthesis.shatter, "Glass", 1.5),
+    (synthesis.creak, "Door", 1.5),
+    (synthesis.applause, "Clapping", 1.0),
 )
 _RECORDED_WEIGHT = {"Fireworks": 4.0, "Clapping": 2.0, "Thunder": 2.0, "Knock": 2.0, "Glass": 2.0, "Door": 1.0}
 
@@ -346,7 +351,7 @@ def _look_alikes(rng: np.random.Generator, pool: Pool, count: int) -> list[_Even
     """Sounds that are no gunfire, recorded and made, near and far."""
     events = []
     for _ in range(count):
-        if rng.random() < 0.75:
+        if rng.random() < 0.65:
             clip = _weighted_event(rng, pool)
             x, label = pool.samples(clip), clip.label
         else:

@@ -206,11 +206,17 @@ def action_clatter(rng: np.random.Generator) -> Samples:
 
 
 def firework(rng: np.random.Generator) -> Samples:
-    """Mortar thump, sometimes a whistle on the way up, the burst, then crackle; several in a row."""
-    out = np.zeros(int(6.0 * RATE_HZ))
+    """Mortar thump, sometimes a whistle on the way up, the burst, then crackle; several in a row, or a finale."""
+    out = np.zeros(int(7.0 * RATE_HZ))
+    finale = rng.random() < 0.2
     start = 0.0
-    for _ in range(rng.integers(1, 6)):
-        if rng.random() < 0.6:
+    for _ in range(rng.integers(6, 30) if finale else rng.integers(1, 6)):
+        launched = start
+        if rng.random() < (0.2 if finale else 0.5):
+            thump = low_passed(friedlander(rng.uniform(0.004, 0.02), rng.uniform(0.5, 1.5)), rng.uniform(150, 1200))
+            _add(out, _unit(thump), launched, rng.uniform(0.1, 0.9))
+            start += rng.uniform(0.3, 2.0)
+        if rng.random() < (0.2 if finale else 0.5):
             length = rng.uniform(0.4, 1.4)
             t = np.arange(int(length * RATE_HZ)) / RATE_HZ
             sweep = np.linspace(rng.uniform(1500, 4500), rng.uniform(800, 5000), len(t))
@@ -219,14 +225,14 @@ def firework(rng: np.random.Generator) -> Samples:
                 np.sin(2 * np.pi * np.cumsum(sweep * wobble) / RATE_HZ) * np.hanning(len(t)) * rng.uniform(0.03, 0.4)
             )
             hiss = rng.standard_normal(len(t)) * np.hanning(len(t)) * rng.uniform(0.0, 0.06)
-            _add(out, (whistle + hiss).astype(np.float32), start)
-            start += length * rng.uniform(0.8, 1.0)
-        burst = friedlander(rng.uniform(0.002, 0.012), rng.uniform(0.5, 1.5))
-        _add(out, burst, start, rng.uniform(0.4, 1.0))
+            _add(out, (whistle + hiss).astype(np.float32), launched)
+            start = max(start, launched + length * rng.uniform(0.8, 1.0))
+        burst = friedlander(rng.uniform(0.0015, 0.012), rng.uniform(0.5, 1.5))
+        _add(out, burst, start, rng.uniform(0.2 if finale else 0.4, 1.0))
         if rng.random() < 0.75:
             _add(out, crackle(rng, rng.uniform(0.4, 2.2)), start + rng.uniform(0.02, 0.5), rng.uniform(0.08, 0.6))
-        start += rng.uniform(0.15, 1.5)
-        if start > 5.5:
+        start = launched + rng.uniform(0.03, 0.5) if finale else start + rng.uniform(0.15, 1.5)
+        if start > 6.5:
             break
     return _unit(out)
 
@@ -300,6 +306,94 @@ def claps(rng: np.random.Generator) -> Samples:
         n = int(rng.uniform(0.008, 0.04) * RATE_HZ)
         clap = signal.lfilter(*band, rng.standard_normal(n) * np.exp(-np.linspace(0, 7, n)))
         _add(out, _unit(clap), i / rate + rng.uniform(0, 0.04), rng.uniform(0.4, 1.0))
+    return _unit(out)
+
+
+def applause(rng: np.random.Generator) -> Samples:
+    """Many hands: 15 to 400 claps a second around 0.5 to 4 kHz, swelling and fading."""
+    length = rng.uniform(0.8, 5.0)
+    out = np.zeros(int((length + 0.1) * RATE_HZ))
+    claps_of = []
+    for _ in range(12):
+        centre, n = rng.uniform(500, 4000), int(rng.uniform(0.004, 0.03) * RATE_HZ)
+        band = signal.butter(1, [0.6 * centre, min(7500, 1.7 * centre)], "bandpass", fs=RATE_HZ)
+        claps_of.append(_unit(signal.lfilter(*band, rng.standard_normal(n) * np.exp(-np.linspace(0, 7, n)))))
+    moments = rng.uniform(0, length, int(10 ** rng.uniform(1.2, 2.6) * length))
+    swell = np.interp(moments, [0.0, rng.uniform(0.0, 0.5) * length, length], [rng.uniform(0, 1), 1, rng.uniform(0, 1)])
+    for moment, loud in zip(moments, swell, strict=True):
+        _add(out, claps_of[rng.integers(12)], moment, loud * rng.lognormal(0, 0.6))
+    return _unit(out)
+
+
+def creak(rng: np.random.Generator) -> Samples:
+    """A hinge or a board: stick-slip pulses at a gliding rate of 8 to 300 a second through a body's resonances."""
+    length = rng.uniform(0.3, 4.0)
+    n = int(length * RATE_HZ)
+    low, high = np.log(8.0), np.log(300.0)
+    rate = np.exp(np.clip(rng.uniform(low, high) + rng.uniform(0.1, 0.8) * _wander(rng, n, 0.3), low, high))
+    slips = np.flatnonzero(np.diff(np.floor(np.cumsum(rate) / RATE_HZ), prepend=0.0))
+    strength = np.clip(1.0 + _wander(rng, n, rng.uniform(0.05, 0.4)), 0, None)
+    pulses = np.zeros(n)
+    pulses[np.minimum(n - 1, slips + rng.integers(0, 1 + int(rng.uniform(0, 40)), len(slips)))] = 1.0
+    body = _modes(rng, rng.uniform(150, 6500, rng.integers(4, 12)), rng.uniform(0.001, 0.02))
+    return _unit(signal.fftconvolve(pulses * strength * rng.lognormal(0, 0.4, n), body)[:n])
+
+
+def shatter(rng: np.random.Generator) -> Samples:
+    """Glass or crockery that breaks: a crack, then 10 to 150 shards that ring above 1.5 kHz and fall within 1.5 s."""
+    out = np.zeros(int(2.5 * RATE_HZ))
+    n = int(rng.uniform(0.005, 0.08) * RATE_HZ)
+    crack = np.diff(rng.standard_normal(n), prepend=0.0) * np.exp(-np.linspace(0, 6, n))
+    _add(out, _unit(crack), 0.02, rng.uniform(0.2, 1.5))
+    if rng.random() < 0.5:
+        _add(out, _modes(rng, rng.uniform(60, 900, 5), rng.uniform(0.01, 0.06)), 0.02, rng.uniform(0.2, 1.5))
+    fall = rng.uniform(0.05, 0.5)
+    shards = [_modes(rng, rng.uniform(1500, 7900, 5), rng.uniform(0.003, 0.08)) for _ in range(10)]
+    for _ in range(rng.integers(10, 150)):
+        later = rng.exponential(fall)
+        _add(out, shards[rng.integers(10)], 0.02 + later, rng.lognormal(-0.7, 0.7) * math.exp(-later / (2 * fall)))
+    return _unit(out)
+
+
+def hits(rng: np.random.Generator) -> Samples:
+    """Something struck, dropped or shaken, of any material: noise and ringing in any mixture, in any rhythm."""
+    count = 1 if rng.random() < 0.3 else int(rng.integers(2, 16))
+    gap = 10 ** rng.uniform(-1.5, 0.0)
+    gaps = gap * (rng.uniform(0.6, 0.98) ** np.arange(count) if rng.random() < 0.3 else np.ones(count))
+    gaps = gaps * (1.0 + rng.choice([0.02, 0.2, 0.7]) * rng.uniform(-1, 1, count))
+    moments = np.concatenate([[0.0], np.cumsum(gaps)])[:count]
+    moments = moments[moments < 4.0]
+    centre, decay = 10 ** rng.uniform(2.0, 3.8), 10 ** rng.uniform(-2.7, -1.4)
+    width = rng.uniform(1.2, 6.0)
+    band = signal.butter(1, [centre / width, min(7800, centre * width)], "bandpass", fs=RATE_HZ)
+    frequencies = 10 ** rng.uniform(1.8, 3.89, rng.integers(2, 14))
+    ringing, rattle = rng.uniform(0, 1.5), decay * 10 ** rng.uniform(-1.0, 0.7)
+    out = np.zeros(int((moments[-1] + 1.0) * RATE_HZ))
+    for moment in moments:
+        n = int((7 * decay + 0.002) * RATE_HZ)
+        rise = 1 - np.exp(-np.arange(n) / (RATE_HZ * decay * rng.uniform(0.001, 0.3)))
+        noise = signal.lfilter(*band, rng.standard_normal(n) * rise * np.exp(-np.arange(n) / (RATE_HZ * decay)))
+        loud = rng.uniform(0.3, 1.0)
+        _add(out, _unit(noise), moment, loud)
+        _add(out, _modes(rng, frequencies * rng.uniform(0.97, 1.03), min(0.3, rattle)), moment, loud * ringing)
+    return _unit(out)
+
+
+def pop_and_hiss(rng: np.random.Generator) -> Samples:
+    """A can, a bottle or a valve opened: a click, sometimes a pop, then 0.05 to 1.5 s of hiss that fades."""
+    out = np.zeros(int(2.0 * RATE_HZ))
+    click = _modes(rng, rng.uniform(800, 7500, 6), rng.uniform(0.001, 0.02))
+    _add(out, click, 0.02, rng.uniform(0.3, 1.0))
+    n = int(rng.uniform(0.05, 1.5) * RATE_HZ)
+    low = rng.uniform(800, 4000)
+    band = signal.butter(1, [low, rng.uniform(low + 1000, 7900)], "bandpass", fs=RATE_HZ)
+    hiss = signal.lfilter(*band, rng.standard_normal(n)) * np.exp(-np.linspace(0, rng.uniform(2, 8), n))
+    start = 0.02 + rng.choice([0.0, rng.uniform(0.0, 0.3)])
+    _add(out, _unit(hiss), start, rng.uniform(0.1, 1.0))
+    if rng.random() < 0.5:
+        _add(out, _modes(rng, rng.uniform(150, 1500, 3), rng.uniform(0.004, 0.03)), start, rng.uniform(0.2, 1.0))
+    for _ in range(rng.integers(0, 4)):
+        _add(out, click, rng.uniform(0.1, 1.7), rng.uniform(0.05, 0.6))
     return _unit(out)
 
 

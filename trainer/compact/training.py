@@ -93,6 +93,7 @@ class Stage:
     """A stretch of the embedder's training.
 
     Attributes:
+        number: each stage draws its own examples and alterations.
         steps: in all.
         mined_at: shares of ``steps`` after which wrongly believed negatives are looked up.
         alterations: of the altered half of each batch.
@@ -100,6 +101,7 @@ class Stage:
             with the same opinions: close is close however it was recorded.
     """
 
+    number: int
     steps: int
     learning_rate: float
     mined_at: tuple[float, ...] = ()
@@ -121,8 +123,9 @@ class TrainingSettings:
         mined_fraction: how many of all negatives these are.
     """
 
-    first: Stage = Stage(10_000, 3e-3, mined_at=(0.4, 0.7))
+    first: Stage = Stage(1, 10_000, 3e-3, mined_at=(0.4, 0.7))
     second: Stage = Stage(
+        2,
         4_000,
         1.5e-3,
         mined_at=(0.0, 0.4),
@@ -214,22 +217,23 @@ class ExampleHead(tf.Module):
 
 @dataclass(slots=True)
 class _Draws:
-    """Which examples a step sees: a function of seed, step and what was mined."""
+    """Which examples a step sees: a function of seed, stage, step and what was mined."""
 
     data: TrainingData
     settings: TrainingSettings
+    stage: Stage
     perhaps: npt.NDArray[np.int64]
     mined: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, data: TrainingData, settings: TrainingSettings) -> _Draws:
+    def of(cls, data: TrainingData, settings: TrainingSettings, stage: Stage) -> _Draws:
         loudest = data.yamnet_logits[..., list(YAMNET_GUNFIRE)].max(axis=-1)
-        return cls(data, settings, np.flatnonzero(loudest.ravel() > _PERHAPS), np.zeros(0, np.int64))
+        return cls(data, settings, stage, np.flatnonzero(loudest.ravel() > _PERHAPS), np.zeros(0, np.int64))
 
-    def batch(self, step: int, altered_mined_share: float) -> tuple[npt.NDArray[Any], ...]:
-        """What ``step`` takes, ``altered_mined_share`` of its second half from what was mined."""
-        data, settings = self.data, self.settings
-        rng = np.random.default_rng([settings.seed, step])
+    def batch(self, step: int) -> tuple[npt.NDArray[Any], ...]:
+        """What ``step`` takes."""
+        data, settings, altered_mined_share = self.data, self.settings, self.stage.alterations.mined
+        rng = np.random.default_rng([settings.seed, self.stage.number, step])
         half = settings.batch_examples // 2
         taught = len(TAUGHT_POSITIONS)
         pools = [(self.perhaps, settings.perhaps_share), (self.mined, settings.mined_share)]
@@ -308,7 +312,7 @@ def train_embedder(
             mean.assign_sub((1.0 - momentum) * (mean - variable))
         return loss
 
-    draws = _Draws.of(data, settings)
+    draws = _Draws.of(data, settings, stage)
     mining = {int(share * stage.steps) for share in stage.mined_at}
     state = [*served, felt_map, *average, *optimizer.variables]
     losses, draws.mined = _restore(checkpoint, state)
@@ -318,8 +322,8 @@ def train_embedder(
         if i in mining:
             draws.mined = _wrongly_believed(data, network, head, settings)
         momentum.assign(min(settings.average_momentum, (1.0 + i) / (20.0 + i)))
-        random.reset_from_seed(settings.seed * 1_000_003 + i)
-        losses.append(float(step(*draws.batch(i, stage.alterations.mined))))
+        random.reset_from_seed(settings.seed * 1_000_003 + stage.number * 500_009 + i)
+        losses.append(float(step(*draws.batch(i))))
         if i % 20 == 19 or i == stage.steps - 1:
             progress(i + 1, stage.steps, f"loss {np.mean(losses[-100:]):.4f}")
         if checkpoint is not None and (i % _CHECKPOINT_STEPS == _CHECKPOINT_STEPS - 1 or i == stage.steps - 1):
@@ -644,7 +648,7 @@ def head_loss(
 
 
 def _optimizer(learning_rate: float, weight_decay: float, steps: int, *, average: bool = False) -> Any:
-    """AdamW, warmed up, cosine down to 1 %; ``average``: the moving average of the weights at the end."""
+    """AdamW, warmed up, cosine down to a fifth; ``average``: the moving average of the weights at the end."""
     warm = max(1, min(300, steps // 10))
     schedule = tf.keras.optimizers.schedules.CosineDecay(
         learning_rate * 0.05, max(1, steps - warm), alpha=0.2, warmup_target=learning_rate, warmup_steps=warm
