@@ -83,12 +83,20 @@ class LstmModel(PoolingClassifier):
         ``training`` only picks the faster way to the same values; ``mixed_precision`` counts only with it, for
         ``cells`` from 64 on and up to 64 rows.
         """
-        h = tf.transpose(unit_rows(without_padding(x, num_frames)), (1, 0, 2))  # (T, B, D)
-        for kernel, bias in self._layers:
-            h = lstm_layer(h, kernel, bias, training=training, mixed_precision=mixed_precision)
+        h = self.states(without_padding(x, num_frames), training=training, mixed_precision=mixed_precision)
         last = tf.maximum(num_frames - 1, 0)
         state = tf.gather_nd(h, tf.stack([last, tf.range(tf.shape(h)[1])], axis=1))  # (B, cells)
         return state * tf.cast(num_frames > 0, tf.float32)[:, None]
+
+    def states(self, x: tf.Tensor, *, training: bool = False, mixed_precision: bool = False) -> tf.Tensor:
+        """``(B, T, D)`` -> ``(T, B, cells)``: the last layer's state after every row: of every window that begins here.
+
+        Arguments as in ``pooled``.
+        """
+        h = tf.transpose(unit_rows(x), (1, 0, 2))  # (T, B, D)
+        for kernel, bias in self._layers:
+            h = lstm_layer(h, kernel, bias, training=training, mixed_precision=mixed_precision)
+        return h
 
     def pooling_variables(self) -> dict[str, tf.Variable]:
         """Kernels and biases, layer by layer."""

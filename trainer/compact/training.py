@@ -26,14 +26,13 @@ from detector.embedders.log_mel import log_mel as in_graph_log_mel
 from detector.embedders.params import EMBEDDING_SIZE, EXAMPLE_FRAMES, MEL_BANDS
 from detector.errors import ModelError
 from trainer.compact.dataset import (
-    EXAMPLE_POSITIONS,
     SLOWLY_TAUGHT_EVERY,
     TAUGHT_POSITIONS,
     TrainingData,
     save_arrays,
 )
 from trainer.compact.pools import FAMILY, LABELS, LOOK_ALIKES
-from trainer.compact.scenes import POSITIONS, SCENE_EXAMPLES
+from trainer.compact.scenes import POSITIONS
 from trainer.compact.teachers import (
     CED_CLASSES,
     CED_GUNFIRE,
@@ -146,8 +145,8 @@ class TrainingSettings:
     embedding_weight: float = 0.3
     look_alike_weight: float = 0.3
     hard_negative_weight: float = 4.0
-    head_epochs: float = 10.0
-    head_scenes: int = 24
+    head_epochs: float = 40.0
+    head_scenes: int = 64
     head_learning_rate: float = 3e-3
     head_as_recorded_share: float = 0.7
     head_belief_weight: float = 0.3
@@ -558,7 +557,7 @@ def belief_loss(found: tf.Tensor, believed: tf.Tensor) -> tf.Tensor:
 def train_head(
     data: TrainingData, trained: Trained, settings: TrainingSettings, progress: Progress
 ) -> tuple[LstmModel, list[float]]:
-    """Train the LSTM on embeddings of the served network: every position of every scene with what came before it.
+    """Train the LSTM on embeddings of the served network: every example of every scene with what came before it.
 
     It learns labels, and to be as sure of gunfire as ``belief`` is: of close fire, which hardly any recording here
     holds, only the teachers know, and a head that sees labels alone forgets it.
@@ -570,26 +569,23 @@ def train_head(
     def embed(x: tf.Tensor) -> tf.Tensor:
         return network.embedding(network.pooled(tf.cast(x, tf.float32)))
 
-    windows_from = _asked(data, EXAMPLE_POSITIONS, embed).reshape(len(data), SCENE_EXAMPLES, EMBEDDING_SIZE)
-    targets = data.targets[:, EXAMPLE_POSITIONS].astype(np.float32)
-    weights = data.weights[:, EXAMPLE_POSITIONS].astype(np.float32)
+    # Streams are heard twice: the examples of whole chunks, and those across their seams.
+    embeddings = _asked(data, TAUGHT_POSITIONS, embed).reshape(len(data), len(TAUGHT_POSITIONS), EMBEDDING_SIZE)
     model = LstmModel(HEAD, seed=settings.seed)
-    steps = max(1, int(settings.head_epochs * len(windows_from) / settings.head_scenes))
+    steps = max(1, int(settings.head_epochs * len(data) / settings.head_scenes))
     optimizer = _optimizer(settings.head_learning_rate, 1e-4, steps, average=True)
     optimizer.build(model.trainable_variables)
 
-    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def step(scenes: tf.Tensor, wanted: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+        wanted, weight = tf.cast(wanted, tf.float32), tf.cast(weight, tf.float32)
         scenes, weight = imagine(random, scenes, weight, settings.head_imagined_share)
-        flat = tf.reshape(scenes, (-1, EMBEDDING_SIZE))
-        count = tf.shape(scenes)[0]
-        windows = tf.repeat(scenes, SCENE_EXAMPLES, axis=0)  # (B * 10, 10, 128)
-        frames = tf.tile(tf.range(1, SCENE_EXAMPLES + 1), [count])
-        believed = belief(example_head(flat))
+        believed = belief(example_head(tf.reshape(scenes, (-1, EMBEDDING_SIZE))))
         with tf.GradientTape() as tape:
-            probabilities = model(windows, frames)
+            # The LSTM is causal: one pass gives the state after every example.
+            states = tf.transpose(model.states(scenes, training=True), (1, 0, 2))
             loss = head_loss(
-                probabilities,
+                model.final(tf.reshape(states, (-1, HEAD.cells))),
                 tf.reshape(wanted, (-1, len(LABELS))),
                 tf.reshape(weight, (-1, len(LABELS))),
                 believed,
@@ -606,8 +602,12 @@ def train_head(
     chance = np.where(recorded, share / max(1, recorded.sum()), (1 - share) / max(1, (~recorded).sum()))
     losses: list[float] = []
     for i in range(steps):
-        chosen = rng.choice(len(windows_from), settings.head_scenes, p=chance)
-        losses.append(float(step(windows_from[chosen], targets[chosen], weights[chosen])))
+        chosen = rng.choice(len(data), settings.head_scenes, p=chance)[:, None]
+        numbers = np.arange(i % 2, len(TAUGHT_POSITIONS), 2)
+        positions = numbers * TAUGHT_POSITIONS.step
+        losses.append(
+            float(step(embeddings[chosen, numbers], data.targets[chosen, positions], data.weights[chosen, positions]))
+        )
         if i % 20 == 19 or i == steps - 1:
             progress(i + 1, steps, f"loss {np.mean(losses[-100:]):.4f}")
     optimizer.finalize_variable_values(model.trainable_variables)
@@ -617,13 +617,13 @@ def train_head(
 def imagine(
     random: tf.random.Generator, scenes: tf.Tensor, weight: tf.Tensor, share: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """``(B, 10, 128)`` embeddings -> unit vectors, and the weights of their labels, ``(B, 10, labels)``.
+    """``(B, T, 128)`` embeddings -> unit vectors, and the weights of their labels, ``(B, T, labels)``.
 
     ``share`` of the scenes become what no recording here sounds like, sums of two: of these only belief can be learnt.
     """
     count = tf.shape(scenes)[0]
     unit = tf.math.l2_normalize(scenes, axis=-1, epsilon=1e-12)
-    part = random.uniform([count, SCENE_EXAMPLES, 1], 0.0, 1.25)
+    part = random.uniform([count, tf.shape(scenes)[1], 1], 0.0, 1.25)
     imagined = random.uniform([count, 1, 1]) < share
     unit = tf.where(imagined, part * unit + (1.0 - part) * tf.roll(unit, 1, 0), unit)
     return unit, tf.where(imagined, tf.zeros_like(weight), weight)
