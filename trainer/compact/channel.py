@@ -67,6 +67,9 @@ def record(rng: np.random.Generator, x: FloatArray, *, codecs: bool = True, loud
     if rng.random() < 0.1:
         x = x + np.float32(rng.uniform(-0.05, 0.05))
     x, audible = _silence(rng, x)
+    if not audible.all() and rng.random() < 0.3:  # wakes loud: what begins at once and clipped is no shot yet
+        louder = 10 ** (rng.uniform(0, 22) / 20)
+        x, gain = x * np.float32(louder), gain * louder
     pcm = mu_law(x) if bits == _MU_LAW else quantise(x, bits)
     if codecs and (loud or not plain) and rng.random() < 0.25:
         pcm = through_codec(pcm, *_CODECS[rng.integers(len(_CODECS))])

@@ -290,9 +290,14 @@ def _evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None
         changed = evaluation.score_recordings(scorer, evaluation.altered(recordings, treatment), half_hop=True)
         results[f"{treatment}, threshold of the first row"] = evaluation.report(changed, threshold)
     _show(results)
-    edges = evaluation.score_streams(scorer, evaluation.edges(recordings), half_hop=True)
-    loudest = max(float(scores.max()) for scores in edges)
-    click.echo(f"Waking from silence and gain steps, {len(edges)} streams: highest score {loudest:.4f}.")
+    for edge in evaluation.edges():
+        changed = evaluation.score_recordings(scorer, evaluation.edged(recordings, edge), half_hop=True)
+        found = results[f"{edge}, threshold of the first row"] = evaluation.report(changed, threshold)
+        ambient = evaluation.ambient_threshold(changed)
+        click.echo(
+            f"Negatives with {edge}: {100 * found.clip_false_alarms:.2f} % of the clips above {threshold:.4f}; "
+            f"ambient audio up to {ambient:.4f}."
+        )
     if json_path is not None:
         json_path.write_text(report_as_json(results) + "\n", encoding="utf-8")
 
@@ -309,10 +314,9 @@ def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
     scored = evaluation.score_recordings(scorer, recordings)
     dense = evaluation.score_recordings(scorer, recordings, half_hop=True)
     negatives = [recording for recording in recordings if not recording.positive]
-    treated = [
-        evaluation.score_recordings(scorer, evaluation.altered(negatives, treatment), half_hop=True)
-        for treatment in evaluation.treatments()
-    ]
+    otherwise = [evaluation.altered(negatives, treatment) for treatment in evaluation.treatments()]
+    otherwise += [evaluation.edged(negatives, edge) for edge in evaluation.edges()]
+    treated = [evaluation.score_recordings(scorer, each, half_hop=True) for each in otherwise]
     folder = _package_folder(run, out)
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     hold_seconds = DecisionSettings().hold_seconds

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -351,21 +352,57 @@ def treatments() -> tuple[str, ...]:
     return tuple(_ROBUSTNESS)
 
 
-def edges(recordings: Sequence[Recording], seed: int = 0) -> list[Int16Array]:
-    """Ambient audio that wakes from digital silence, falls silent, and jumps up by 10 to 30 dB: no shots in it."""
-    rng = np.random.default_rng(seed)
-    streams = []
-    for recording in recordings:
-        if not is_continuous(recording):
-            continue
-        pcm = recording.pcm[: 20 * RATE_HZ]
-        for _ in range(4):
-            woken = pcm.copy()
-            woken[: int(rng.uniform(0.5, 4.0) * RATE_HZ)] = 0
-            woken[len(woken) - int(rng.uniform(0.5, 4.0) * RATE_HZ) :] = 0
-            stepped = pcm / 32768.0
-            at = int(rng.uniform(0.2, 0.8) * len(pcm))
-            step_db = rng.uniform(10, 30)
-            stepped[:at] *= 10 ** (-step_db / 20)
-            streams += [woken, float_to_int16(stepped)]
-    return streams
+def edged(recordings: Sequence[Recording], edge: str, seed: int = 0) -> list[Recording]:
+    """The negatives, at most 20 s of each, with an edge in them that no sound has; each drawn from ``seed`` and path.
+
+    Raises ConfigError for an unknown edge.
+    """
+    if edge not in _EDGES:
+        raise ConfigError(f"Edge {edge!r} is unknown; there are {', '.join(_EDGES)}.")
+    change = _EDGES[edge]
+    return [
+        Recording(r.path, r.set, r.label, False, change(np.random.default_rng([seed, crc32(r.path.encode())]), r.pcm))
+        for r in (replace(r, pcm=r.pcm[: 20 * RATE_HZ]) for r in recordings if not r.positive)
+    ]
+
+
+def edges() -> tuple[str, ...]:
+    return tuple(_EDGES)
+
+
+def _woken(rng: np.random.Generator, pcm: Int16Array) -> Int16Array:
+    """Digital silence, then sound, then digital silence."""
+    pcm = pcm.copy()
+    pcm[: int(rng.uniform(0.05, 0.5) * len(pcm))] = 0
+    pcm[len(pcm) - int(rng.uniform(0.05, 0.3) * len(pcm)) :] = 0
+    return pcm
+
+
+def _woken_loud(rng: np.random.Generator, pcm: Int16Array) -> Int16Array:
+    """As ``_woken``, so loud that its loudest 6 to 20 dB are clipped."""
+    gain = 10 ** (rng.uniform(6, 20) / 20) / max(1.0, float(np.abs(pcm.astype(np.float64)).max()))
+    return _woken(rng, float_to_int16(pcm * gain))
+
+
+def _stepped(rng: np.random.Generator, pcm: Int16Array) -> Int16Array:
+    """Up by 10 to 30 dB at some moment, to the level it had."""
+    stepped = pcm / 32768.0
+    stepped[: int(rng.uniform(0.2, 0.8) * len(pcm))] *= 10 ** (-rng.uniform(10, 30) / 20)
+    return float_to_int16(stepped)
+
+
+def _with_dropouts(rng: np.random.Generator, pcm: Int16Array) -> Int16Array:
+    """Two to six gaps of 5 to 500 ms without a sample."""
+    pcm = pcm.copy()
+    for _ in range(rng.integers(2, 7)):
+        start = int(rng.uniform(0, len(pcm)))
+        pcm[start : start + int(10 ** rng.uniform(-2.3, -0.3) * RATE_HZ)] = 0
+    return pcm
+
+
+_EDGES: dict[str, Callable[[np.random.Generator, Int16Array], Int16Array]] = {
+    "waking from silence": _woken,
+    "waking from silence, clipped": _woken_loud,
+    "a step of gain": _stepped,
+    "dropouts": _with_dropouts,
+}

@@ -43,9 +43,9 @@ _TREATED_FALSE_ALARMS = 0.02  # the share of negative dev clips that may reach i
 def choose_thresholds(scored: Sequence[Scored], treated: Sequence[Sequence[Scored]] = ()) -> tuple[float, float]:
     """(open, close): no more than 1 % of negative clips, and nothing in continuous ambient audio with a margin.
 
-    Nor more than 2 % of the clips, nor anything in ambient audio, as another recorder would have kept them
-    (``treated``, one list for each such recorder). Open is the strictest of these conditions; an open alert stays open
-    down to half its odds.
+    Nor more than 2 % of the clips, nor anything in ambient audio, as another recorder would have kept them or with
+    edges of silence and gain in them (``treated``, one list for each). Open is the strictest of these conditions; an
+    open alert stays open down to half its odds.
     """
     ambient = _shifted(ambient_threshold(scored), _AMBIENT_MARGIN)
     otherwise = [max(clip_threshold(each, _TREATED_FALSE_ALARMS), ambient_threshold(each)) for each in treated]
