@@ -13,6 +13,7 @@ import click
 
 from detector.cli import config_option, quiet_tensorflow, settings_of
 from detector.errors import ConfigError, DataError
+from detector.operating_point import plain
 from trainer.progress import shown
 
 if TYPE_CHECKING:
@@ -236,11 +237,12 @@ def _show_curve(one: Examination, console: Console) -> None:
     for name in ("a day", "", "threshold", "recordings heard", "tagged shots", "onset to alert, median"):
         made.add_column(name, justify="right")
     for point in one.curve:
+        assert point.rate is not None  # a curve is made of rates
         parts = [(share.part, share.whole) for share in point.recall.values()]
         heard, whole = sum(p for p, _ in parts), sum(w for _, w in parts)
         made.add_row(
-            f"{point.false_alerts_per_day:.3g}",
-            f"extrapolated {point.extrapolation:.2g} times" if point.extrapolation > 1.005 else "counted",
+            plain(point.rate.per_day),
+            f"extrapolated {plain(point.rate.extrapolation)} times" if point.rate.extrapolation > 1.005 else "counted",
             f"{point.threshold:.6f}",
             f"{100 * heard / whole:.1f} %" if whole else "",
             _percent(point.shots),

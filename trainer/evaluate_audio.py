@@ -25,7 +25,7 @@ from detector.chunk import CHUNK_SAMPLES, RATE_HZ, Chunk
 from detector.decision import DecisionSettings, ScoredExample
 from detector.errors import DataError
 from detector.model import FalseAlertsSection
-from detector.operating_point import MIN_PEAKS, expected_per_day, threshold_for
+from detector.operating_point import MIN_PEAKS, Rate, expected_per_day, threshold_for
 from detector.pipeline import Emitted, Pipeline
 from detector.stream import Arrival
 from trainer.compact.evaluation import (
@@ -280,7 +280,7 @@ class AudioReport:
         latencies_seconds: from the tagged onset of an alert's first shot to the end of the chunk that told it.
         negatives: recordings without gunfire that have an alert; ``by_label``: by source and label.
         false_alerts: alerts in continuous audio, in ``audio_hours`` of it.
-        false_alerts_per_day: of one stream, the model's tail continued where ``extrapolation`` is over 1.
+        rate: false alerts a day at this threshold, by the scores of the continuous audio; None where there is none.
     """
 
     subject: str
@@ -296,8 +296,7 @@ class AudioReport:
     by_label: Mapping[str, Share]
     false_alerts: int
     audio_hours: float
-    false_alerts_per_day: float
-    extrapolation: float
+    rate: Rate | None
 
     def per_hour(self) -> tuple[float, float, float]:
         """False alerts an hour and their 95 % Poisson interval."""
@@ -333,8 +332,9 @@ class AudioReport:
                     "false_alerts": self.false_alerts,
                     "audio_hours": self.audio_hours,
                     "per_hour": {"estimate": rate, "low_95": low, "high_95": high},
-                    "per_day": self.false_alerts_per_day,
-                    "extrapolation": self.extrapolation,
+                    "per_day": None if self.rate is None else self.rate.per_day,
+                    "per_day_bound": None if self.rate is None else self.rate.bound,
+                    "extrapolation": None if self.rate is None else self.rate.extrapolation,
                 },
             }
         )
@@ -390,8 +390,6 @@ def report(
             by_label.setdefault(f"{one.recording.set}/{one.recording.label}", []).append(bool(one.alerts))
     continuous = [one for one in heard if is_continuous(one.recording)]
     hours = sum(len(one.recording.pcm) for one in continuous) / RATE_HZ / 3600
-    usable = counted is not None and len(counted.peaks) >= MIN_PEAKS
-    per_day = expected_per_day(threshold, counted) if usable and counted is not None else math.nan
     return AudioReport(
         subject=subject.name,
         threshold=threshold,
@@ -406,8 +404,7 @@ def report(
         by_label={name: _of(found) for name, found in sorted(by_label.items())},
         false_alerts=sum(len(one.alerts) for one in continuous),
         audio_hours=hours,
-        false_alerts_per_day=per_day,
-        extrapolation=max(1.0, 24.0 / counted.audio_hours / per_day) if counted and per_day > 0 else 1.0,
+        rate=None if counted is None else expected_per_day(threshold, counted),
     )
 
 

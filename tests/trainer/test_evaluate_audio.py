@@ -151,7 +151,7 @@ def test_an_examination_is_strict_json_and_has_a_curve_only_where_it_can():
     assert content["at_clip_threshold"]["tagged_shots"]["whole"] == 4
     if len(found.counted.peaks) < 10:
         assert found.curve == ()
-    rates = [point.false_alerts_per_day for point in found.curve]
+    rates = [point.rate.per_day for point in found.curve]
     assert rates == sorted(rates, reverse=True)
 
 
