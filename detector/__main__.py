@@ -123,7 +123,7 @@ def scan_command(
     """Run the same pipeline over recordings: files, folders, lists of them. One row a file.
 
     Columns: path, peak_score, alerts, onsets_seconds (separated by spaces), error. A file that can't be read gets a
-    row with its error; the rest is done, and the exit code is 1.
+    row with its error, and no number of alerts; the rest is done, and the exit code is 1.
     """
     listed = [Path(line.rstrip("\r\n")) for line in files_from if line.strip()] if files_from else []
     settings = settings_of(config_path)
@@ -136,7 +136,10 @@ def scan_command(
         settings = settings.model_copy(update={"decision": decision})
     from detector.scan import CsvWriter, JsonWriter, find_recordings, scan
 
-    recordings = find_recordings([*paths, *listed])
+    found = [(path, find_recordings([path])) for path in (*paths, *listed)]
+    for folder in (path for path, files in found if not files):
+        click.echo(f"Folder {folder} holds no audio file. Name another, or the files themselves.", err=True)
+    recordings = [file for _, files in found for file in files]
     if not recordings:
         raise click.UsageError("Nothing to scan: name files or folders with audio, or a list with --files-from.")
     quiet_tensorflow()

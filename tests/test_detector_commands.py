@@ -184,7 +184,7 @@ def test_a_scan_gives_each_file_a_row_and_bad_ones_their_error(recordings, tmp_p
     }
     for bad in ("broken.wav", "empty.mp3", "missing.wav"):
         assert bad in rows[bad]["error"]
-        assert (rows[bad]["peak_score"], rows[bad]["alerts"], rows[bad]["onsets_seconds"]) == ("", "0", "")
+        assert (rows[bad]["peak_score"], rows[bad]["alerts"], rows[bad]["onsets_seconds"]) == ("", "", "")
     assert "truncated" in rows["cut.wav"]["error"]
     assert rows["cut.wav"]["peak_score"]
     assert rows["quiet.flac"]["alerts"] == "0"
@@ -204,6 +204,16 @@ def test_a_scan_as_json_has_the_same_fields(recordings):
     assert set(row) == {"path", "peak_score", "alerts", "onsets_seconds", "error"}
     assert row["alerts"] == 0
     assert 0 <= row["peak_score"] <= 1
+
+
+def test_a_scan_names_an_empty_folder_and_does_the_rest(recordings, tmp_path):
+    done = command("scan", tmp_path, recordings / "quiet.flac", recordings / "broken.wav", "--format", "json")
+    assert done.returncode == 1
+    assert f"Folder {tmp_path} holds no audio file" in done.stderr
+    assert [row["alerts"] for row in json.loads(done.stdout)] == [0, None]
+    nothing = command("scan", tmp_path)
+    assert nothing.returncode == 2
+    assert f"Folder {tmp_path} holds no audio file" in nothing.stderr
 
 
 def test_a_scan_is_the_same_whatever_is_scanned_beside(recordings):
@@ -237,7 +247,7 @@ def test_check_prints_the_settings_that_apply_and_refuses_what_is_wrong():
     assert "MAX_BACH" in bad.stderr
 
 
-def test_check_reads_the_models_manifest_and_says_where_alerts_open(tmp_path):
+def test_check_reads_the_models_manifest_and_says_where_alerts_open():
     chosen = command("check", DETECTOR__DECISION__FALSE_ALERTS_PER_DAY="10")
     assert chosen.returncode == 0
     assert re.search(r"^# Model compact-gunfire .* Alerts open at .* 10 false alerts a day", chosen.stdout, re.M)
