@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detector.alert import ModelIdentity
+from detector.cli import startup_lines_left_out
 from detector.embedders.params import EMBEDDING_SIZE, EXAMPLE_SAMPLES
 from detector.errors import ConfigError, ModelError
 
@@ -78,12 +79,13 @@ class YamnetPeer(Peer):
 
     def __init__(self, path: Path, class_map: Path) -> None:
         super().__init__("yamnet", path, class_map)
-        try:
-            from ai_edge_litert.interpreter import Interpreter
-        except ImportError as error:
-            raise ConfigError("Peer yamnet needs ai-edge-litert: install the extra `peers`.") from error
-        self._interpreter: Any = Interpreter(model_path=str(path), num_threads=2)
-        self._interpreter.allocate_tensors()
+        with startup_lines_left_out():
+            try:
+                from ai_edge_litert.interpreter import Interpreter
+            except ImportError as error:
+                raise ConfigError("Peer yamnet needs ai-edge-litert: install the extra `peers`.") from error
+            self._interpreter: Any = Interpreter(model_path=str(path), num_threads=2)
+            self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._output = self._interpreter.get_output_details()[0]["index"]
 
