@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,15 +16,21 @@ if TYPE_CHECKING:
 _COLOURS = ("#0b6e4f", "#b3541e", "#3f5e9d", "#7a3b69", "#555555")
 
 
-def plot_curves(found: Sequence[Examination], path: Path) -> None:
-    """Write the curves to ``path`` (.png or .svg). Raises ConfigError for another suffix or without matplotlib."""
+def check_plot(path: Path) -> None:
+    """Raises ConfigError for a suffix other than .png or .svg, or without matplotlib, before anything takes time."""
     if path.suffix.lower() not in (".png", ".svg"):
         raise ConfigError(f"--plot {path}: the name must end in .png or .svg.")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("--plot needs matplotlib: install the extra `trainer`.") from error
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("--plot needs matplotlib: install the extra `trainer`.")
+
+
+def plot_curves(found: Sequence[Examination], path: Path) -> None:
+    """Write the curves to ``path``, for which ``check_plot`` passed. Raises DataError where the disk refuses."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from trainer.run import write_whole
+
     figure = Figure(figsize=(9.0, 4.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharex=True)
@@ -54,7 +62,9 @@ def plot_curves(found: Sequence[Examination], path: Path) -> None:
             axes.text(0.5, 0.5, why, ha="center", transform=axes.transAxes)
     if left.lines:
         left.legend(frameon=False, fontsize=9)
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:].lower())
+    write_whole(path, picture.getvalue())
 
 
 def _recordings(point: AudioReport) -> float | None:
