@@ -31,7 +31,7 @@ from detector.cli import (
 from detector.commands_deadletters import deadletters_group
 from detector.commands_replay import replay_command
 from detector.commands_topics import topics_group
-from detector.errors import ConfigError
+from detector.errors import ConfigError, ModelError
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +75,26 @@ def run_command(config_path: Path | None, bus_path: Path | None) -> None:
 @main.command("check")
 @config_option
 def check_command(config_path: Path | None) -> None:
-    """Validate the configuration without starting; print the effective settings with secrets masked."""
-    from detector.config import check_report
+    """Validate the configuration without starting; print the effective settings with secrets masked.
 
+    The model's manifest is read too (its weights are not): labels must be its own, and the last line says where alerts
+    open and what that means in false alerts.
+    """
+    from detector.config import check_report
+    from detector.model import load_manifest
+    from detector.operating_point import choose_threshold
+    from detector.pipeline import decision_settings
+
+    settings = settings_of(config_path)
+    try:
+        manifest = load_manifest(settings.model.name)
+    except ModelError as error:
+        raise ConfigError(f"model.name: {error}") from error
+    hop_seconds = settings.batch.hop_seconds
+    decision_settings(manifest, settings.decision, hop_seconds)
     click.echo(check_report(config_or_default(config_path), os.environ), nl=False)
+    chosen = choose_threshold(manifest, settings.decision, hop_seconds)
+    click.echo(f"# Model {manifest.name} {manifest.version}. {chosen}")
 
 
 @main.command("scan")
@@ -107,7 +123,7 @@ def scan_command(
     """Run the same pipeline over recordings: files, folders, lists of them. One row a file.
 
     Columns: path, peak_score, alerts, onsets_seconds (separated by spaces), error. A file that can't be read gets a
-    row with its error; the rest is done, and the exit code is 1.
+    row with its error, and no number of alerts; the rest is done, and the exit code is 1.
     """
     listed = [Path(line.rstrip("\r\n")) for line in files_from if line.strip()] if files_from else []
     settings = settings_of(config_path)
@@ -120,7 +136,10 @@ def scan_command(
         settings = settings.model_copy(update={"decision": decision})
     from detector.scan import CsvWriter, JsonWriter, find_recordings, scan
 
-    recordings = find_recordings([*paths, *listed])
+    found = [(path, find_recordings([path])) for path in (*paths, *listed)]
+    for folder in (path for path, files in found if not files):
+        click.echo(f"Folder {folder} holds no audio file. Name another, or the files themselves.", err=True)
+    recordings = [file for _, files in found for file in files]
     if not recordings:
         raise click.UsageError("Nothing to scan: name files or folders with audio, or a list with --files-from.")
     quiet_tensorflow()

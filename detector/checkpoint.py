@@ -42,7 +42,9 @@ def read_checkpoint(path: Path, shapes: Shapes) -> Tensors:
     )
     for name in shapes:
         if dtypes[name].name != "float32":
-            raise ModelError(f"Variable {name} of checkpoint {path} is {dtypes[name].name}; float32 is expected.")
+            raise ModelError(
+                f"Variable {name} of checkpoint {path} is {dtypes[name].name}; float32 is expected. Get another file."
+            )
     tensors = {name: _tensor(reader, name, path) for name in shapes}
     check_finite(tensors, f"checkpoint {path}")
     return tensors
@@ -62,9 +64,11 @@ def read_safetensors(path: Path, shapes: Shapes) -> Tensors:
     try:
         loaded: Tensors = safetensors.numpy.load_file(path)
     except FileNotFoundError:
-        raise ModelError(f"Weights file {path} does not exist.") from None
+        raise ModelError(f"Weights file {path} does not exist. Get or make it again.") from None
     except OSError as error:
-        raise ModelError(f"Weights file {path} can't be read: {error.strerror or error}.") from error
+        raise ModelError(
+            f"Weights file {path} can't be read: {error.strerror or error}. Make it readable, or get it again."
+        ) from error
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ModelError(
             f"Weights file {path} is no safetensors file or is damaged: {_first_line(error)}. Get or make it again."
@@ -96,7 +100,9 @@ def check_tensors(
     check_names_and_shapes({name: value.shape for name, value in tensors.items()}, shapes, source, allow_extra)
     for name in shapes:
         if tensors[name].dtype != np.float32:
-            raise ModelError(f"Variable {name} of {source} is {tensors[name].dtype}; float32 is expected.")
+            raise ModelError(
+                f"Variable {name} of {source} is {tensors[name].dtype}; float32 is expected. Get or make it again."
+            )
     check_finite({name: tensors[name] for name in shapes}, source)
 
 
@@ -124,7 +130,9 @@ def check_names_and_shapes(found: Shapes, expected: Shapes, source: str, allow_e
 def check_finite(tensors: Mapping[str, npt.NDArray[np.generic]], source: str) -> None:
     for name, value in tensors.items():
         if not np.isfinite(np.sum(value, dtype=np.float64)):
-            raise ModelError(f"Variable {name} of {source} holds NaN or infinite values; the file is damaged.")
+            raise ModelError(
+                f"Variable {name} of {source} holds NaN or infinite values: it is damaged. Get or make it again."
+            )
 
 
 def _open_checkpoint(path: Path) -> tf.train.CheckpointReader:

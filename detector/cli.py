@@ -120,7 +120,7 @@ _STARTUP_FILTER = r"""
 import os, re, sys
 dull = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:\d\d:\S+ +\d+ \S+\.cc:\d+\] "
-    rb"|E\d{4} .*Unable to register cu\w+ factory"
+    rb"|E\d{4} .*Unable to register cu\w+ factory|INFO: Created TensorFlow Lite XNNPACK delegate"
 )
 for line in sys.stdin.buffer:
     if not dull.match(line):

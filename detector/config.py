@@ -620,11 +620,17 @@ def _allowed_option(path: str, option: Mapping[str, Any], prop: Mapping[str, Any
     if path == "batch.max_batch":
         return "a power of two from 1 to 1024"
     if kind in ("integer", "number"):
-        low, high = (option.get(k, prop.get(k)) for k in ("minimum", "maximum"))
+        low, over, high, under = (
+            None if value is None else f"{value:g}" if kind == "number" else str(value)
+            for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+            for value in (option.get(key, prop.get(key)),)
+        )
         noun = "a whole number" if kind == "integer" else "a number"
         if low is not None and high is not None:
-            return f"{noun} from {low:g} to {high:g}" if kind == "number" else f"{noun} from {low} to {high}"
-        return noun if low is None else f"{noun}, at least {low}"
+            return f"{noun} from {low} to {high}"
+        limits = (("at least", low), ("over", over), ("at most", high), ("under", under))
+        bounds = " and ".join(f"{words} {value}" for words, value in limits if value is not None)
+        return f"{noun}, {bounds}" if bounds else noun
     if kind == "boolean":
         return "true or false"
     if kind == "array":

@@ -40,6 +40,7 @@ _MIN_CLASSIFY_BATCH = 4
 _SHIPPED = Path(__file__).parent / "models"
 _EMBEDDER_FILE = "embedder.safetensors"
 _CLASSIFIER_FILE = "classifier.safetensors"
+_REMEDY = "Get or make the package again."
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
@@ -346,7 +347,7 @@ class Model:
             raise ModelError(
                 f"Self-test of model {self.name} {self.version} failed: label {self.labels[worst]!r} scored "
                 f"{scores[worst]:.6f}, expected {expected[worst]:.6f} within {self.manifest.self_test.tolerance:g}. "
-                "The weights don't belong to this manifest, or this machine's TensorFlow computes wrongly."
+                f"The weights don't belong to this manifest, or this machine's TensorFlow computes wrongly. {_REMEDY}"
             )
 
     def _self_test_scores(self) -> Float32Array:
@@ -400,7 +401,7 @@ def load_model(name_or_path: str | Path, *, store: Path | None = None, threads: 
         if from_store:
             path, found = locked_file(store if store is not None else default_store(), file)
             if sha256 not in (None, found):
-                raise ModelError(f"{path} has SHA-256 {found}; {folder / MANIFEST_NAME} expects {sha256}.")
+                raise ModelError(f"{path} has SHA-256 {found}; {folder / MANIFEST_NAME} expects {sha256}. {_REMEDY}")
         else:
             path, found = folder / file, str(sha256)
             check_sha256(path, found)
@@ -437,6 +438,11 @@ class PackagedClassifier:
     manifest: Manifest
     classifier: classifiers.Classifier
     folder: Path
+
+
+def load_manifest(name_or_path: str | Path) -> Manifest:
+    """What ``load_model`` would read first: quick, and needs neither weights nor TensorFlow."""
+    return _read_manifest(_package_folder(name_or_path) / MANIFEST_NAME)[0]
 
 
 def load_classifier(name_or_path: str | Path) -> PackagedClassifier:
@@ -569,9 +575,9 @@ def _read_manifest(path: Path) -> tuple[Manifest, bytes]:
         with path.open("rb") as file:
             text = file.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
-        raise ModelError(f"Manifest {path} can't be read: {error.strerror or error}.") from error
+        raise ModelError(f"Manifest {path} can't be read: {error.strerror or error}. {_REMEDY}") from error
     if len(text) > MAX_MANIFEST_BYTES:
-        raise ModelError(f"Manifest {path} is larger than {MAX_MANIFEST_BYTES} bytes; it is no manifest.")
+        raise ModelError(f"Manifest {path} is larger than {MAX_MANIFEST_BYTES} bytes; it is no manifest. {_REMEDY}")
     try:
         return Manifest.model_validate_json(text, strict=True), text
     except ValidationError as error:
@@ -580,7 +586,7 @@ def _read_manifest(path: Path) -> tuple[Manifest, bytes]:
             + (f", found {str(fault['input'])[:80]!r}" if fault["loc"] and fault["type"] != "missing" else "")
             for fault in error.errors(include_url=False)[:8]
         )
-        raise ModelError(f"Manifest {path} can't be used: {faults}.") from None
+        raise ModelError(f"Manifest {path} can't be used: {faults}. {_REMEDY}") from None
 
 
 def _write_manifest(path: Path, content: Mapping[str, Any]) -> None:
@@ -647,4 +653,4 @@ class _naming:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, ModelError):
-            raise ModelError(f"Manifest {self._path}: {error}") from error
+            raise ModelError(f"Manifest {self._path}: {error} {_REMEDY}") from error

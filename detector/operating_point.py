@@ -2,7 +2,8 @@
 
 A model package keeps the peaks of its loudest false alerts and the hours they were found in (``FalseAlertsSection``).
 Within what those hours can show, the threshold lies between two peaks. Beyond, the tail is continued as an exponential
-in log odds (peaks over a threshold, as in extreme value statistics), and how far is said.
+in log odds (peaks over a threshold, as in extreme value statistics), and how far is said. What the counts can only
+bound is said as a bound.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal
 
 from detector.errors import ConfigError
 
@@ -21,6 +23,25 @@ if TYPE_CHECKING:
 MIN_PEAKS = 10  # fewer give no tail worth continuing
 _TAIL_PEAKS = 50
 _MAX_LOG_ODDS = 16.0  # float32 scores end there: 1 - 1.1e-7
+_RAREST = 1e-6  # of what the audio shows once: no tail is believed any further
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """False alerts of one stream a day.
+
+    Attributes:
+        bound: ``at least`` below the lowest peak kept, ``under`` where the audio showed none and its tail says no more.
+        extrapolation: how many times rarer than what the audio could show; 1 = not extrapolated.
+    """
+
+    per_day: float
+    bound: Literal["about", "at least", "under"] = "about"
+    extrapolation: float = 1.0
+
+    def __str__(self) -> str:
+        number = plain(self.per_day)
+        return f"{self.bound} {number} false alert{'' if number == '1' else 's'} a day and stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +51,7 @@ class ChosenThreshold:
     Attributes:
         open_threshold: family score, 0 to 1.
         close_threshold: as configured, or in the model's ratio to the open one.
-        false_alerts_per_day: of one stream, expected at that threshold; None where the model has no count.
+        rate: expected at that threshold; None where the model has no count.
         countable_per_day: the rate at which the audio counted in would have held one; None likewise.
         audio_hours: how much audio that was; 0 where there is none.
         hop_seconds: between the examples that were counted.
@@ -39,32 +60,27 @@ class ChosenThreshold:
 
     open_threshold: float
     close_threshold: float
-    false_alerts_per_day: float | None
+    rate: Rate | None
     countable_per_day: float | None
     audio_hours: float
     hop_seconds: float
     origin: str
 
-    @property
-    def extrapolation(self) -> float:
-        """How many times rarer the expected rate is than what the audio could show; 1 = not extrapolated."""
-        if not self.false_alerts_per_day or self.countable_per_day is None:
-            return 1.0
-        return max(1.0, self.countable_per_day / self.false_alerts_per_day)
-
     def __str__(self) -> str:
         text = (
             f"Alerts open at {self.open_threshold:.6g} and fall silent below {self.close_threshold:.6g} ({self.origin})"
         )
-        if self.false_alerts_per_day is None or self.countable_per_day is None:
+        if self.rate is None or self.countable_per_day is None:
             return f"{text}; the model does not say how many false alerts a day that gives."
-        text += f": about {self.false_alerts_per_day:.2g} false alerts a day and stream"
-        counted = f"{self.audio_hours:.2g} h of audio without gunfire, {self.hop_seconds:g} s between examples"
-        if self.extrapolation > 1.0:
+        text += f": {self.rate}"
+        counted = f"{plain(self.audio_hours)} h of audio without gunfire, {self.hop_seconds:g} s between examples"
+        if self.rate.extrapolation > 1.0:
             return (
-                f"{text}, extrapolated by a factor of {self.extrapolation:.2g}: {counted}, show no rate under "
-                f"{self.countable_per_day:.2g} a day."
+                f"{text}, extrapolated by a factor of {plain(self.rate.extrapolation)}: {counted}, show no rate under "
+                f"{plain(self.countable_per_day)} a day."
             )
+        if self.rate.bound == "under":
+            return f"{text} (what the audio could show): {counted}, and none as loud."
         return f"{text}, counted in {counted}."
 
 
@@ -102,7 +118,7 @@ def choose_threshold(
     return ChosenThreshold(
         open_threshold=open_threshold,
         close_threshold=close_threshold,
-        false_alerts_per_day=None if counted is None else expected_per_day(open_threshold, counted),
+        rate=None if counted is None else expected_per_day(open_threshold, counted),
         countable_per_day=None if counted is None else 24.0 / counted.audio_hours,
         audio_hours=0.0 if counted is None else counted.audio_hours,
         hop_seconds=hop_seconds if counted is None else counted.hop_seconds,
@@ -111,7 +127,7 @@ def choose_threshold(
 
 
 def threshold_for(false_alerts_per_day: float, counted: FalseAlertsSection) -> float:
-    """The family score that false alerts of one stream reach this often.
+    """The family score that false alerts of one stream reach this often; ``counted`` has ``MIN_PEAKS`` or more.
 
     Raises:
         ConfigError: more are asked for than were counted, or so few that no score is high enough.
@@ -131,31 +147,45 @@ def threshold_for(false_alerts_per_day: float, counted: FalseAlertsSection) -> f
     else:
         once, scale = _tail(odds)
         z = once - scale * math.log(n)
-    if z > _MAX_LOG_ODDS:
+    if z > _MAX_LOG_ODDS or n < _RAREST:
+        least = expected_per_day(_probability(_MAX_LOG_ODDS), counted)
+        assert least is not None
         raise ConfigError(
             f"decision.false_alerts_per_day: {false_alerts_per_day:g} a day is rarer than any score of this model can "
-            f"promise; the least it can is {expected_per_day(_probability(_MAX_LOG_ODDS), counted):.2g}."
+            f"promise; ask for {plain(least.per_day)} or more."
         )
     return _probability(z)
 
 
-def expected_per_day(threshold: float, counted: FalseAlertsSection) -> float:
-    """The inverse of ``threshold_for``; below the lowest peak kept, that peak's rate (then it is a lower bound)."""
+def expected_per_day(threshold: float, counted: FalseAlertsSection) -> Rate | None:
+    """The inverse of ``threshold_for``, a bound where the counts give no more; None where nothing was counted."""
     odds = [_log_odds(peak) for peak in counted.peaks]
     if not odds:
-        return 0.0
+        return None
+    countable_per_day = 24.0 / counted.audio_hours
     z = _log_odds(threshold)
-    if z <= odds[-1]:
-        n = float(len(odds))
-    elif z <= odds[0]:
+    if z < odds[-1] and not math.isclose(z, odds[-1], abs_tol=1e-9):
+        return Rate(len(odds) * countable_per_day, "at least")
+    if z > odds[0]:
+        if len(odds) < MIN_PEAKS:
+            return Rate(countable_per_day, "under")
+        once, scale = _tail(odds)
+        n = min(1.0, math.exp((once - z) / scale))
+        if n < _RAREST:
+            return Rate(_RAREST * countable_per_day, "under", 1.0 / _RAREST)
+        return Rate(n * countable_per_day, extrapolation=1.0 / n)
+    n = float(len(odds))
+    if z > odds[-1]:
         k = next(i for i in range(1, len(odds)) if odds[i] < z or i == len(odds) - 1)
         above, below = odds[k - 1], odds[k]
         share = (above - z) / (above - below) if above > below else 0.0
         n = math.exp(math.log(k) + share * (math.log(k + 1) - math.log(k)))
-    else:
-        once, scale = _tail(odds)
-        n = min(1.0, math.exp((once - z) / scale))
-    return n * 24.0 / counted.audio_hours
+    return Rate(n * countable_per_day)
+
+
+def plain(value: float) -> str:
+    """Two significant digits, never with an exponent: 120, 0.004."""
+    return f"{Decimal(f'{value:.2g}'):f}"
 
 
 def _tail(odds: Sequence[float]) -> tuple[float, float]:

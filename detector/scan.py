@@ -10,6 +10,7 @@ import contextlib
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -43,14 +44,14 @@ class Row:
 
     Attributes:
         peak_score: highest family score of its examples, rounded to 6 digits; None where nothing could be scored.
-        alerts: how many alerts opened.
+        alerts: how many alerts opened; None where the file could not be read at all.
         onsets_seconds: every shot of every alert, from the file's first sample.
         error: why the file could not be read, or not whole; empty where it could.
     """
 
     path: str
     peak_score: float | None = None
-    alerts: int = 0
+    alerts: int | None = 0
     onsets_seconds: list[float] = field(default_factory=list)
     error: str = ""
 
@@ -79,6 +80,7 @@ def scan(
         workers: threads that read and resample; None: one a processor.
     """
     rows = {str(i): Row(str(path)) for i, path in enumerate(paths)}
+    opened: Counter[str] = Counter()
     alert_onsets: dict[tuple[str, str], tuple[int, ...]] = {}
 
     def observe(stream_id: str, scored: ScoredExample, score: float) -> None:
@@ -88,13 +90,14 @@ def scan(
     def hear(emitted: Iterable[Emitted]) -> None:
         for one in emitted:
             alert = one.alert
-            rows[alert.stream].alerts += alert.state == "opened"
+            opened[alert.stream] += alert.state == "opened"
             alert_onsets[alert.stream, alert.alert_id] = tuple(o.sample for o in alert.onsets)
 
     def finish(stream_id: str) -> Row:
         hear(pipeline.run())
         hear(pipeline.end_stream(stream_id))
         row = rows.pop(stream_id)
+        row.alerts = opened.pop(stream_id, 0)
         for key in [key for key in alert_onsets if key[0] == stream_id]:
             row.onsets_seconds += [sample / RATE_HZ for sample in alert_onsets.pop(key)]
         row.onsets_seconds = sorted({round(s, 3) for s in row.onsets_seconds})
@@ -123,6 +126,8 @@ def scan(
                     if r.ended:
                         row = finish(str(r.index))
                         row.error = r.error
+                        if r.error and row.peak_score is None:
+                            row.alerts = None
                         done[r.index] = row
                         reading.remove(r)
                 while next_index in done:

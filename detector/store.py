@@ -36,9 +36,11 @@ def sha256_of_file(path: Path) -> str:
             while block := file.read(_READ_BYTES):
                 digest.update(block)
     except FileNotFoundError:
-        raise ModelError(f"File {path} does not exist.") from None
+        raise ModelError(f"File {path} does not exist. Get it again.") from None
     except OSError as error:
-        raise ModelError(f"File {path} can't be read: {error.strerror or error}.") from error
+        raise ModelError(
+            f"File {path} can't be read: {error.strerror or error}. Make it readable, or get it again."
+        ) from error
     return digest.hexdigest()
 
 

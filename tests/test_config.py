@@ -219,6 +219,7 @@ def test_the_environment_can_mend_a_faulty_value(tmp_path: Path) -> None:
         ("batch: {hop_seconds: 0.5}", ["batch.hop_seconds: 0.5", "0.96 or 0.48"]),
         ("batch: {max_batch: 48}", ["batch.max_batch: 48", "a power of two"]),
         ("decision: {open_threshold: .nan}", ["decision.open_threshold: .nan", "from 0 to 1 or null"]),
+        ("decision: {false_alerts_per_day: -1}", ["a number, over 0 and at most 10000 or null"]),
         ("bus: {embedded: {retention_seconds: .inf}}", ["bus.embedded.retention_seconds: .inf", "at least 1"]),
         ("decision: {hold_seconds: .inf}", ["decision.hold_seconds: .inf"]),
         ("decision: {hold_seconds: -.inf}", ["decision.hold_seconds: -.inf"]),

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import urllib.request
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 from detector import alert as alerts
 from detector.audio import float_to_int16
@@ -182,7 +184,7 @@ def test_a_scan_gives_each_file_a_row_and_bad_ones_their_error(recordings, tmp_p
     }
     for bad in ("broken.wav", "empty.mp3", "missing.wav"):
         assert bad in rows[bad]["error"]
-        assert (rows[bad]["peak_score"], rows[bad]["alerts"], rows[bad]["onsets_seconds"]) == ("", "0", "")
+        assert (rows[bad]["peak_score"], rows[bad]["alerts"], rows[bad]["onsets_seconds"]) == ("", "", "")
     assert "truncated" in rows["cut.wav"]["error"]
     assert rows["cut.wav"]["peak_score"]
     assert rows["quiet.flac"]["alerts"] == "0"
@@ -202,6 +204,16 @@ def test_a_scan_as_json_has_the_same_fields(recordings):
     assert set(row) == {"path", "peak_score", "alerts", "onsets_seconds", "error"}
     assert row["alerts"] == 0
     assert 0 <= row["peak_score"] <= 1
+
+
+def test_a_scan_names_an_empty_folder_and_does_the_rest(recordings, tmp_path):
+    done = command("scan", tmp_path, recordings / "quiet.flac", recordings / "broken.wav", "--format", "json")
+    assert done.returncode == 1
+    assert f"Folder {tmp_path} holds no audio file" in done.stderr
+    assert [row["alerts"] for row in json.loads(done.stdout)] == [0, None]
+    nothing = command("scan", tmp_path)
+    assert nothing.returncode == 2
+    assert f"Folder {tmp_path} holds no audio file" in nothing.stderr
 
 
 def test_a_scan_is_the_same_whatever_is_scanned_beside(recordings):
@@ -233,6 +245,25 @@ def test_check_prints_the_settings_that_apply_and_refuses_what_is_wrong():
     assert bad.returncode == 78
     assert "batch.max_batch" in bad.stderr
     assert "MAX_BACH" in bad.stderr
+
+
+def test_check_reads_the_models_manifest_and_says_where_alerts_open():
+    chosen = command("check", DETECTOR__DECISION__FALSE_ALERTS_PER_DAY="10")
+    assert chosen.returncode == 0
+    assert re.search(r"^# Model compact-gunfire .* Alerts open at .* 10 false alerts a day", chosen.stdout, re.M)
+    assert yaml.safe_load(chosen.stdout)["decision"]["false_alerts_per_day"] == 10
+    unknown = command("check", DETECTOR__MODEL__NAME="loud-gunfire")
+    assert (unknown.returncode, unknown.stdout) == (78, "")
+    assert "model.name: Model 'loud-gunfire' is not among the shipped ones (compact-gunfire" in unknown.stderr
+    label = command("check", DETECTOR__DECISION__FAMILY="[Cannon]")
+    assert label.returncode == 78
+    assert "decision.family: model compact-gunfire has no label 'Cannon'" in label.stderr
+
+
+def test_reading_a_manifest_imports_no_tensorflow():
+    code = "import sys, detector.pipeline; from detector.model import load_manifest; load_manifest('compact-gunfire')"
+    done = subprocess.run([sys.executable, "-c", f"{code}; sys.exit('tensorflow' in sys.modules)"], check=False)
+    assert done.returncode == 0
 
 
 def test_the_shipped_models_are_listed_and_verify():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,12 +190,13 @@ def test_manifest_faults_are_named(package: Path, change: Callable[[dict[str, An
     with pytest.raises(ModelError, match=words) as caught:
         load_model(package)
     assert str(package) in str(caught.value)
+    assert re.search(r"(Get|Give) .*\.$", str(caught.value)), "no remedy"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"a": NaN}', b"[" * 100_000, b" " * (5 << 20)])
 def test_broken_manifest(package: Path, content: bytes) -> None:
     (package / MANIFEST_NAME).write_bytes(content)
-    with pytest.raises(ModelError, match=r"manifest\.json"):
+    with pytest.raises(ModelError, match=r"manifest\.json.*Get or make the package again"):
         load_model(package)
 
 
@@ -205,7 +207,7 @@ def test_missing_and_changed_files(package: Path) -> None:
     with pytest.raises(ModelError, match=r"embedder\.safetensors has SHA-256 .*expected .*damaged or was replaced"):
         load_model(package)
     weights_file.unlink()
-    with pytest.raises(ModelError, match=r"embedder\.safetensors does not exist"):
+    with pytest.raises(ModelError, match=r"embedder\.safetensors does not exist\. Get it again"):
         load_model(package)
     (package / MANIFEST_NAME).unlink()
     with pytest.raises(ModelError, match=r"manifest\.json can't be read"):

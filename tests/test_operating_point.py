@@ -43,7 +43,9 @@ def _chosen(hop: float = 0.96, manifest=_Manifest, **environ):
 @example(8.0, 5)  # between the loudest, reached once, and where the tail alone would have that
 def test_a_rate_gives_a_threshold_that_gives_the_rate_back(per_day, seed):
     counted = _exponential(seed)
-    assert expected_per_day(threshold_for(per_day, counted), counted) == pytest.approx(per_day, rel=1e-6)
+    rate = expected_per_day(threshold_for(per_day, counted), counted)
+    assert rate.per_day == pytest.approx(per_day, rel=1e-6)
+    assert rate.bound == "about"
 
 
 @given(st.floats(0.01, 4000), st.floats(1.001, 10))
@@ -66,23 +68,63 @@ def test_the_tail_of_an_exponential_is_continued_as_it_is():
 
 def test_the_choice_says_how_far_it_is_extrapolated():
     chosen = _chosen(FALSE_ALERTS_PER_DAY="0.5")
-    assert chosen.extrapolation == pytest.approx(24.0)
+    assert chosen.rate.extrapolation == pytest.approx(24.0)
     assert "extrapolated by a factor of 24" in str(chosen)
     assert "2 h of audio" in str(chosen)
     assert chosen.close_threshold == pytest.approx(chosen.open_threshold / 2)
     loose = _chosen(FALSE_ALERTS_PER_DAY="120")
-    assert loose.extrapolation == 1.0
+    assert loose.rate.extrapolation == 1.0
     assert "extrapolated" not in str(loose)
-    assert "about 1.2e+02 false alerts" in str(loose)
+    assert "about 120 false alerts" in str(loose)
 
 
 def test_a_raw_threshold_and_the_models_own_say_what_they_mean_too():
     raw = _chosen(OPEN_THRESHOLD="0.7")
     assert raw.open_threshold == 0.7
     assert raw.origin == "decision.open_threshold"
-    assert raw.false_alerts_per_day == pytest.approx(expected_per_day(0.7, EXPONENTIAL))
+    assert raw.rate == expected_per_day(0.7, EXPONENTIAL)
     assert _chosen().open_threshold == 0.8
     assert _chosen().origin == "model"
+
+
+def _says(counted, threshold: str) -> str:
+    class Manifest(_Manifest):
+        false_alerts = (counted,)
+
+    return str(_chosen(manifest=Manifest, OPEN_THRESHOLD=threshold))
+
+
+def test_one_is_singular_and_numbers_are_plain():
+    assert "about 1 false alert a day and stream, extrapolated by a factor of 12:" in str(
+        _chosen(FALSE_ALERTS_PER_DAY="1")
+    )
+    hundred = _says(_counted([0.1 + 0.001 * i for i in range(100)], hours=0.24), "0.99")
+    assert "show no rate under 100 a day" in hundred
+    assert "e+" not in hundred
+
+
+def test_where_nothing_was_counted_nothing_is_said():
+    assert expected_per_day(0.5, _counted([])) is None
+    assert "does not say" in _says(_counted([]), "0.5")
+
+
+def test_below_the_lowest_peak_kept_the_rate_is_a_lower_bound():
+    peaks = [0.5 + 0.01 * i for i in range(20)]
+    assert "at least 240 false alerts a day" in _says(_counted(peaks), "0.3")
+    assert "about 240 false alerts a day" in _says(_counted(peaks), "0.5")
+
+
+def test_few_peaks_are_not_continued():
+    for peaks in ([0.5], [0.5 + 0.01 * i for i in range(9)]):
+        said = _says(_counted(peaks), "0.9")
+        assert "under 12 false alerts a day and stream (what the audio could show): 2 h of audio" in said
+        assert "extrapolated" not in said
+    assert "about 24 false alerts a day" in _says(_counted([0.5, 0.7]), "0.5")
+
+
+def test_a_tail_that_ends_at_once_is_a_bound_and_not_zero():
+    said = _says(_counted([0.5] * 20), "0.9")
+    assert "under 0.000012 false alerts a day and stream, extrapolated by a factor of 1000000:" in said
 
 
 def test_the_count_at_the_served_hop_is_the_one_that_counts():

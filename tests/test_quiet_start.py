@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.peers import YamnetPeer
 
 START = "from detector.cli import quiet_tensorflow, startup_lines_left_out\nimport os, sys\n"
 
@@ -21,6 +26,15 @@ def said(code: str, **environment: str) -> tuple[int, list[str]]:
 def test_importing_tensorflow_says_nothing() -> None:
     code = "quiet_tensorflow()\nimport tensorflow as tf\ntf.constant(1) + 1\nprint('done', file=sys.stderr)"
     assert said(code) == (0, ["done"])
+
+
+def test_a_peer_starts_without_a_word(data_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ai_edge_litert")
+    path = data_dir / "yamnet" / "yamnet.tflite"
+    if not path.is_file():
+        pytest.skip("no YAMNet in DATA_DIR")
+    YamnetPeer(path, data_dir / "yamnet" / "yamnet_class_map.csv")
+    assert capfd.readouterr().err == ""
 
 
 def test_what_is_not_of_the_start_is_passed_on_in_order_and_errors_too() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,34 +16,36 @@ if TYPE_CHECKING:
 _COLOURS = ("#0b6e4f", "#b3541e", "#3f5e9d", "#7a3b69", "#555555")
 
 
-def plot_curves(found: Sequence[Examination], path: Path) -> None:
-    """Write the curves to ``path`` (.png or .svg). Raises ConfigError for another suffix or without matplotlib."""
+def check_plot(path: Path) -> None:
+    """Raises ConfigError for a suffix other than .png or .svg, or without matplotlib, before anything takes time."""
     if path.suffix.lower() not in (".png", ".svg"):
         raise ConfigError(f"--plot {path}: the name must end in .png or .svg.")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("--plot needs matplotlib: install the extra `trainer`.") from error
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("--plot needs matplotlib: install the extra `trainer`.")
+
+
+def plot_curves(found: Sequence[Examination], path: Path) -> None:
+    """Write the curves to ``path``, for which ``check_plot`` passed. Raises DataError where the disk refuses."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from trainer.run import write_whole
+
     figure = Figure(figsize=(9.0, 4.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharex=True)
     for colour, one in zip(_COLOURS, found, strict=False):
-        if not one.curve:
-            continue
         for axes, recall in ((left, _recordings), (right, _shots)):
-            counted = [p for p in one.curve if p.extrapolation <= 1.005]
-            beyond = [p for p in one.curve if p.extrapolation > 1.005]
+            points = [(p.rate, recall(p)) for p in one.curve]
+            drawn = [(r.per_day, y, r.extrapolation > 1.005) for r, y in points if r is not None and y is not None]
+            counted = [(x, y) for x, y, beyond in drawn if not beyond]
+            joined = counted[-1:] + [(x, y) for x, y, beyond in drawn if beyond]
             if counted:
+                axes.plot(*zip(*counted, strict=True), "o-", color=colour, label=one.subject, markersize=4)
+            if len(joined) > len(counted[-1:]):
                 axes.plot(
-                    [p.false_alerts_per_day for p in counted], [recall(p) for p in counted], "o-", color=colour,
-                    label=one.subject, markersize=4,
-                )  # fmt: skip
-            if beyond:
-                joined = counted[-1:] + beyond
-                axes.plot(
-                    [p.false_alerts_per_day for p in joined], [recall(p) for p in joined], "o--", color=colour,
-                    markersize=4, markerfacecolor="white", label=None if counted else one.subject,
+                    *zip(*joined, strict=True), "o--", color=colour, markersize=4, markerfacecolor="white",
+                    label=None if counted else one.subject,
                 )  # fmt: skip
     for axes, title in ((left, "Recordings with gunfire heard"), (right, "Tagged shots, onset within tolerance")):
         axes.set_xscale("log")
@@ -51,18 +55,23 @@ def plot_curves(found: Sequence[Examination], path: Path) -> None:
         axes.grid(True, which="major", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     left.set_ylabel("recall")
-    if left.get_legend_handles_labels()[0]:
+    curves = any(one.curve for one in found)
+    for axes, what in ((left, "recordings with gunfire"), (right, "tagged shots")):
+        if not axes.lines:
+            why = f"no {what}" if curves else "too few false alerts for a curve"
+            axes.text(0.5, 0.5, why, ha="center", transform=axes.transAxes)
+    if left.lines:
         left.legend(frameon=False, fontsize=9)
-    else:
-        left.text(0.5, 0.5, "too few false alerts for a curve", ha="center", transform=left.transAxes)
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:].lower())
+    write_whole(path, picture.getvalue())
 
 
-def _recordings(point: AudioReport) -> float:
+def _recordings(point: AudioReport) -> float | None:
     heard = sum(share.part for share in point.recall.values())
     whole = sum(share.whole for share in point.recall.values())
-    return heard / whole if whole else 0.0
+    return heard / whole if whole else None
 
 
-def _shots(point: AudioReport) -> float:
-    return point.shots.value if point.shots.whole else 0.0
+def _shots(point: AudioReport) -> float | None:
+    return point.shots.value if point.shots.whole else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -10,14 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
 
 from detector.cli import config_option, quiet_tensorflow, settings_of
 from detector.errors import ConfigError, DataError
+from detector.operating_point import plain
+from trainer.audio_plot import check_plot, plot_curves
+from trainer.commands_evaluate import check_outputs
 from trainer.progress import shown
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from detector.config import Settings
     from trainer.compact.evaluation import Recording
     from trainer.evaluate_audio import AudioReport, Examination, Share, Subject
@@ -68,20 +71,33 @@ def evaluate_audio_command(
     """Recall by set, distance and SNR; onset errors; false alerts an hour; false alerts a day against recall.
 
     Split `dev` of audio/index.csv is heard through the pipeline that serves. Recordings labelled `gunshot` hold
-    gunfire, all others none; set `ambient` is continuous audio, in which false alerts are counted by the hour.
+    gunfire, all others none; set `ambient` is continuous audio, in which false alerts are counted by the hour. What
+    is not there (tagged shots, peers, continuous audio) is left out, and said.
     """
     settings = settings_of(config_path)
+    check_outputs(output, plot)
+    if plot is not None:
+        check_plot(plot)
+    audio_dir = data_dir / "audio"
+    if not (audio_dir / "index.csv").is_file():
+        raise ConfigError(f"--data-dir {data_dir} (environment: DATA_DIR) holds no audio/index.csv; name another.")
     quiet_tensorflow()
-    from rich.console import Console
-
-    from trainer.compact.evaluation import load_recordings
-    from trainer.evaluate_audio import examine, read_shots
+    from trainer.compact.evaluation import is_continuous
+    from trainer.evaluate_audio import examine, read_recordings, read_shots, shots_file
+    from trainer.run import write_whole
 
     hop = float(hop_seconds) if hop_seconds is not None else settings.batch.hop_seconds
-    subjects = _subjects(models or ("compact-gunfire",), settings, data_dir if peers else None)
+    subjects, left_out = _subjects(models or ("compact-gunfire",), settings, data_dir if peers else None)
+    if not shots_file(audio_dir).is_file():
+        left_out.append(f"Tagged shots and set shotspotter: {shots_file(audio_dir)} is missing.")
+    for line in left_out:
+        click.echo(f"Left out. {line}", err=True)
     click.echo("Reading and resampling the recordings ...", err=True)
-    recordings = _chosen(load_recordings(data_dir / "audio", cache), sets)
-    shots = read_shots(data_dir / "audio")
+    recordings = _chosen(read_recordings(audio_dir, cache), sets, audio_dir)
+    shots = read_shots(audio_dir)
+    if not any(is_continuous(recording) for recording in recordings):
+        left_out.append("False alerts an hour and a day: no continuous audio (set `ambient`) is among the recordings.")
+        click.echo(f"Left out. {left_out[-1]}", err=True)
     found: list[Examination] = []
     with shown(stay=True, lines=True) as tell:
         for subject in subjects:
@@ -93,27 +109,28 @@ def evaluate_audio_command(
                 examine(subject, recordings, shots, hop_seconds=hop, tolerance_seconds=tolerance_seconds, told=told)
             )
     if plot is not None:
-        from trainer.audio_plot import plot_curves
-
         plot_curves(found, plot)
         click.echo(f"Curves: {plot}", err=True)
     if output_format == "json":
-        text = json.dumps([one.as_json() for one in found], indent=1, allow_nan=False) + "\n"
+        content = {"left_out": left_out, "subjects": [one.as_json() for one in found]}
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         if output is None:
             click.echo(text, nl=False)
-        else:
-            output.write_text(text, encoding="utf-8")
-        return
-    if output is None:
+            return
+    elif output is None:
         console = Console()
         console.width = max(console.width, 132)
-        show(found, console)
+        show(found, left_out, console)
+        return
     else:
-        with output.open("w", encoding="utf-8") as file:
-            show(found, Console(file=file, width=130))
+        written = io.StringIO()
+        show(found, left_out, Console(file=written, width=130))
+        text = written.getvalue()
+    write_whole(output, text.encode())
 
 
-def _subjects(models: Sequence[str], settings: Settings, peers_dir: Path | None) -> list[Subject]:
+def _subjects(models: Sequence[str], settings: Settings, peers_dir: Path | None) -> tuple[list[Subject], list[str]]:
+    """Who is examined, and why whom is not."""
     from detector.alert import ModelIdentity
     from detector.model import load_model
     from detector.pipeline import decision_settings
@@ -139,32 +156,32 @@ def _subjects(models: Sequence[str], settings: Settings, peers_dir: Path | None)
             )
         )
     if peers_dir is None:
-        return subjects
-    for name, peer in peers_in(peers_dir).items():
+        return subjects, []
+    peers, left_out = peers_in(peers_dir)
+    for peer in peers:
         family = tuple(peer.labels.index(label) for label in peer.family if label in peer.labels)
         decision = dataclasses.replace(
             subjects[0].decision, family=family, look_alikes=(), open_threshold=0.5, close_threshold=0.3
         )
-        subjects.append(Subject(name, peer, peer.labels, peer.identity, peer.window_examples, decision, None))
-    return subjects
+        subjects.append(
+            Subject(peer.identity.name, peer, peer.labels, peer.identity, peer.window_examples, decision, None)
+        )
+    return subjects, left_out
 
 
-def _chosen(recordings: list[Recording], sets: tuple[str, ...]) -> list[Recording]:
-    if not sets:
-        return recordings
+def _chosen(recordings: list[Recording], sets: tuple[str, ...], audio_dir: Path) -> list[Recording]:
     known = sorted({r.set for r in recordings})
     if unknown := sorted(set(sets) - set(known)):
-        raise ConfigError(f"--set {', '.join(unknown)} is unknown; there are {', '.join(known)}.")
-    chosen = [r for r in recordings if r.set in sets]
+        raise ConfigError(f"--set {', '.join(unknown)} is unknown; there are {', '.join(known) or 'none'}.")
+    chosen = [r for r in recordings if not sets or r.set in sets]
     if all(r.positive for r in chosen):
-        raise DataError(
-            f"--set {', '.join(sets)}: no recording without gunfire is left, so no threshold can be compared."
-        )
+        where = f"--set {', '.join(sets)}" if sets else f"{audio_dir / 'index.csv'}, split dev"
+        raise DataError(f"{where}: no recording without gunfire is left, so no threshold can be compared. Add some.")
     return chosen
 
 
-def show(found: Sequence[Examination], console: Console) -> None:
-    """Tables for people."""
+def show(found: Sequence[Examination], left_out: Sequence[str], console: Console) -> None:
+    """Tables for people; where there is nothing to fill one with, a line that says so."""
     from rich.table import Table
 
     compared = [one.at_clip_threshold for one in found]
@@ -174,6 +191,9 @@ def show(found: Sequence[Examination], console: Console) -> None:
     ]
 
     def table(title: str, rows: dict[str, Callable[[AudioReport], str]]) -> None:
+        if not rows:
+            console.print(f"{title}: none.")
+            return
         made = Table(title=title, title_justify="left", title_style="bold")
         made.add_column("")
         for name, _ in columns:
@@ -196,34 +216,39 @@ def show(found: Sequence[Examination], console: Console) -> None:
         {"opens at": lambda r: f"{r.threshold:.5f}", "negative recordings": lambda r: _percent(r.negatives)},
     )
     table("Recordings with gunfire that were heard (tagged ones: at the right time)", shares(lambda r: dict(r.recall)))
+    tagged: dict[str, Callable[[AudioReport], str]] = {"all": lambda r: _percent(r.shots)} if first.shots.whole else {}
     table(
         "Tagged shots with an onset within the tolerance",
-        {"all": lambda r: _percent(r.shots)}
+        tagged
         | {f"{k} m": v for k, v in shares(lambda r: dict(r.by_distance)).items()}
         | {f"SNR {k} dB": v for k, v in shares(lambda r: dict(r.by_snr)).items()},
     )
-    table(
-        "Times",
-        {
-            "onset error, median": lambda r: _milliseconds(_absolute(r.onset_errors_seconds), 0.5),
-            "onset error, 90 %": lambda r: _milliseconds(_absolute(r.onset_errors_seconds), 0.9),
-            "onset to alert, median": lambda r: _milliseconds(r.latencies_seconds, 0.5),
-            "onset to alert, 90 %": lambda r: _milliseconds(r.latencies_seconds, 0.9),
-        },
-    )
+    if tagged:
+        table(
+            "Times",
+            {
+                "onset error, median": lambda r: _milliseconds(_absolute(r.onset_errors_seconds), 0.5),
+                "onset error, 90 %": lambda r: _milliseconds(_absolute(r.onset_errors_seconds), 0.9),
+                "onset to alert, median": lambda r: _milliseconds(r.latencies_seconds, 0.5),
+                "onset to alert, 90 %": lambda r: _milliseconds(r.latencies_seconds, 0.9),
+            },
+        )
     table(
         "Recordings without gunfire that have an alert",
         shares(lambda r: {k: s for k, s in r.by_label.items() if s.part}),
     )
-    table(
-        f"Continuous audio without gunfire: {first.audio_hours:.2f} h",
-        {
-            "false alerts": lambda r: str(r.false_alerts),
-            "an hour": lambda r: "{:.2f} [{:.2f}, {:.2f}]".format(*r.per_hour()),
-        },
-    )
-    for one in found:
-        _show_curve(one, console)
+    if first.audio_hours:
+        table(
+            f"Continuous audio without gunfire: {first.audio_hours:.2f} h",
+            {
+                "false alerts": lambda r: str(r.false_alerts),
+                "an hour": lambda r: "{:.2f} [{:.2f}, {:.2f}]".format(*r.per_hour()),
+            },
+        )
+        for one in found:
+            _show_curve(one, console)
+    for line in left_out:
+        console.print(f"Left out. {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _show_curve(one: Examination, console: Console) -> None:
@@ -236,11 +261,12 @@ def _show_curve(one: Examination, console: Console) -> None:
     for name in ("a day", "", "threshold", "recordings heard", "tagged shots", "onset to alert, median"):
         made.add_column(name, justify="right")
     for point in one.curve:
+        assert point.rate is not None  # a curve is made of rates
         parts = [(share.part, share.whole) for share in point.recall.values()]
         heard, whole = sum(p for p, _ in parts), sum(w for _, w in parts)
         made.add_row(
-            f"{point.false_alerts_per_day:.3g}",
-            f"extrapolated {point.extrapolation:.2g} times" if point.extrapolation > 1.005 else "counted",
+            plain(point.rate.per_day),
+            f"extrapolated {plain(point.rate.extrapolation)} times" if point.rate.extrapolation > 1.005 else "counted",
             f"{point.threshold:.6f}",
             f"{100 * heard / whole:.1f} %" if whole else "",
             _percent(point.shots),

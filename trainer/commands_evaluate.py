@@ -258,9 +258,9 @@ def check_outputs(*paths: Path | None) -> None:
             continue
         folder = path.absolute().parent
         if not folder.is_dir():
-            raise ConfigError(f"{path} can't be written: there is no folder {folder}.")
+            raise ConfigError(f"{path} can't be written: there is no folder {folder}; make it, or name another.")
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise ConfigError(f"{path} can't be written: folder {folder} may not be written to.")
+            raise ConfigError(f"{path} can't be written: folder {folder} may not be written to; name another.")
 
 
 def read_shown(

@@ -25,7 +25,7 @@ from detector.chunk import CHUNK_SAMPLES, RATE_HZ, Chunk
 from detector.decision import DecisionSettings, ScoredExample
 from detector.errors import DataError
 from detector.model import FalseAlertsSection
-from detector.operating_point import MIN_PEAKS, expected_per_day, threshold_for
+from detector.operating_point import MIN_PEAKS, Rate, expected_per_day, threshold_for
 from detector.pipeline import Emitted, Pipeline
 from detector.stream import Arrival
 from trainer.compact.evaluation import (
@@ -33,8 +33,11 @@ from trainer.compact.evaluation import (
     Recording,
     false_alerts_section,
     is_continuous,
+    load_recordings,
     poisson_interval,
 )
+from trainer.compact.evaluation import _read as read_reference
+from trainer.compact.pools import read_index
 
 Float32Array = npt.NDArray[np.float32]
 ONSET_TOLERANCE_SECONDS = 0.1
@@ -130,12 +133,27 @@ def _digest(values: npt.NDArray[Any]) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=12).digest()
 
 
+def shots_file(audio_dir: Path) -> Path:
+    return audio_dir / "shotspotter" / "onsets.csv"
+
+
+def read_recordings(audio_dir: Path, cache: Path | None = None) -> list[Recording]:
+    """As ``load_recordings``; without the shots' file all but set ``shotspotter``, and ``cache`` is not used."""
+    if shots_file(audio_dir).is_file():
+        return load_recordings(audio_dir, cache)
+    rows = [row for row in read_index(audio_dir) if row.split == "dev" and row.source != "shotspotter"]
+    return [
+        Recording(row.path, row.source, row.label, row.label == "gunshot", read_reference(audio_dir / row.path))
+        for row in rows
+    ]
+
+
 def read_shots(audio_dir: Path) -> dict[str, tuple[Shot, ...]]:
     """Recording's path -> its tagged shots, from ``shotspotter/onsets.csv``; empty where there is no such file.
 
     Raises DataError for a row that can't be read.
     """
-    path = audio_dir / "shotspotter" / "onsets.csv"
+    path = shots_file(audio_dir)
     if not path.is_file():
         return {}
     shots: dict[str, list[Shot]] = {}
@@ -241,7 +259,10 @@ def _half_odds(threshold: float) -> float:
 
 
 def clip_threshold(heard: Sequence[Listening], share: float = CLIP_FALSE_ALARMS) -> float:
-    """The lowest threshold that at most ``share`` of the negative recordings reach. DataError without negatives."""
+    """The lowest threshold that at most ``share`` of the negative recordings reach. DataError without negatives.
+
+    Reach, as the pipeline opens alerts; ``trainer.compact.evaluation`` has the score that they must exceed.
+    """
     peaks = np.sort(np.array([h.peak for h in heard if not h.recording.positive], np.float32))[::-1]
     if not len(peaks):
         raise DataError("No recording without gunfire: a threshold can't be compared without any.")
@@ -280,7 +301,7 @@ class AudioReport:
         latencies_seconds: from the tagged onset of an alert's first shot to the end of the chunk that told it.
         negatives: recordings without gunfire that have an alert; ``by_label``: by source and label.
         false_alerts: alerts in continuous audio, in ``audio_hours`` of it.
-        false_alerts_per_day: of one stream, the model's tail continued where ``extrapolation`` is over 1.
+        rate: false alerts a day at this threshold, by the scores of the continuous audio; None where there is none.
     """
 
     subject: str
@@ -296,8 +317,7 @@ class AudioReport:
     by_label: Mapping[str, Share]
     false_alerts: int
     audio_hours: float
-    false_alerts_per_day: float
-    extrapolation: float
+    rate: Rate | None
 
     def per_hour(self) -> tuple[float, float, float]:
         """False alerts an hour and their 95 % Poisson interval."""
@@ -333,8 +353,9 @@ class AudioReport:
                     "false_alerts": self.false_alerts,
                     "audio_hours": self.audio_hours,
                     "per_hour": {"estimate": rate, "low_95": low, "high_95": high},
-                    "per_day": self.false_alerts_per_day,
-                    "extrapolation": self.extrapolation,
+                    "per_day": None if self.rate is None else self.rate.per_day,
+                    "per_day_bound": None if self.rate is None else self.rate.bound,
+                    "extrapolation": None if self.rate is None else self.rate.extrapolation,
                 },
             }
         )
@@ -390,8 +411,6 @@ def report(
             by_label.setdefault(f"{one.recording.set}/{one.recording.label}", []).append(bool(one.alerts))
     continuous = [one for one in heard if is_continuous(one.recording)]
     hours = sum(len(one.recording.pcm) for one in continuous) / RATE_HZ / 3600
-    usable = counted is not None and len(counted.peaks) >= MIN_PEAKS
-    per_day = expected_per_day(threshold, counted) if usable and counted is not None else math.nan
     return AudioReport(
         subject=subject.name,
         threshold=threshold,
@@ -406,8 +425,7 @@ def report(
         by_label={name: _of(found) for name, found in sorted(by_label.items())},
         false_alerts=sum(len(one.alerts) for one in continuous),
         audio_hours=hours,
-        false_alerts_per_day=per_day,
-        extrapolation=max(1.0, 24.0 / counted.audio_hours / per_day) if counted and per_day > 0 else 1.0,
+        rate=None if counted is None else expected_per_day(threshold, counted),
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detector.alert import ModelIdentity
+from detector.cli import startup_lines_left_out
 from detector.embedders.params import EMBEDDING_SIZE, EXAMPLE_SAMPLES
 from detector.errors import ConfigError, ModelError
 
@@ -50,7 +51,7 @@ class Peer:
 
     def __init__(self, name: str, path: Path, class_map: Path) -> None:
         if not path.is_file():
-            raise ConfigError(f"Peer {name}: {path} is missing; set DATA_DIR, or leave the peer out.")
+            raise ConfigError(f"Peer {name}: {path} is missing; set DATA_DIR, or give --no-peers.")
         indices = _indices(class_map)
         self.labels = tuple(label for label in PEER_LABELS if label in indices)
         self._columns = [indices[label] for label in self.labels]
@@ -78,12 +79,13 @@ class YamnetPeer(Peer):
 
     def __init__(self, path: Path, class_map: Path) -> None:
         super().__init__("yamnet", path, class_map)
-        try:
-            from ai_edge_litert.interpreter import Interpreter
-        except ImportError as error:
-            raise ConfigError("Peer yamnet needs ai-edge-litert: install the extra `peers`.") from error
-        self._interpreter: Any = Interpreter(model_path=str(path), num_threads=2)
-        self._interpreter.allocate_tensors()
+        with startup_lines_left_out():
+            try:
+                from ai_edge_litert.interpreter import Interpreter
+            except ImportError as error:
+                raise ConfigError("Peer yamnet needs ai-edge-litert: install the extra `peers`.") from error
+            self._interpreter: Any = Interpreter(model_path=str(path), num_threads=2)
+            self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._output = self._interpreter.get_output_details()[0]["index"]
 
@@ -113,15 +115,19 @@ class CedPeer(Peer):
         return np.asarray(self._session.run(None, {"waveform": padded})[0], np.float32)
 
 
-def peers_in(data_dir: Path) -> dict[str, Peer]:
-    """The peers whose files lie in the data folder, by name."""
-    found: dict[str, Peer] = {}
-    yamnet, ced = data_dir / "yamnet" / "yamnet.tflite", data_dir / "ced" / "ced_tiny.onnx"
-    if yamnet.is_file():
-        found["yamnet"] = YamnetPeer(yamnet, data_dir / "yamnet" / "yamnet_class_map.csv")
-    if ced.is_file():
-        found["ced-tiny"] = CedPeer(ced, data_dir / "audioset" / "class_labels_indices.csv")
-    return found
+def peers_in(data_dir: Path) -> tuple[list[Peer], list[str]]:
+    """The peers that can be heard with what lies in the data folder, and why the others can't."""
+    found: list[Peer] = []
+    left_out: list[str] = []
+    for kind, path, class_map in (
+        (YamnetPeer, "yamnet/yamnet.tflite", "yamnet/yamnet_class_map.csv"),
+        (CedPeer, "ced/ced_tiny.onnx", "audioset/class_labels_indices.csv"),
+    ):
+        try:
+            found.append(kind(data_dir / path, data_dir / class_map))
+        except ConfigError as error:
+            left_out.append(str(error))
+    return found, left_out
 
 
 def _indices(class_map: Path) -> dict[str, int]:
@@ -129,6 +135,6 @@ def _indices(class_map: Path) -> dict[str, int]:
         with class_map.open(newline="", encoding="utf-8") as file:
             return {row["display_name"]: int(row["index"]) for row in csv.DictReader(file)}
     except OSError as error:
-        raise ConfigError(f"Class map {class_map} can't be read: {error.strerror}.") from error
+        raise ConfigError(f"Class map {class_map} of a peer can't be read: {error.strerror}; set DATA_DIR.") from error
     except (KeyError, ValueError) as error:
         raise ModelError(f"Class map {class_map} needs the columns index and display_name: {error}.") from error

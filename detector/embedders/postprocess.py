@@ -45,10 +45,10 @@ class Pca:
         if self.eigen_vectors.shape != (EMBEDDING_SIZE, EMBEDDING_SIZE) or self.means.shape != (EMBEDDING_SIZE,):
             raise ModelError(
                 f"PCA parameters have shapes {self.eigen_vectors.shape} and {self.means.shape}; expected are "
-                f"({EMBEDDING_SIZE}, {EMBEDDING_SIZE}) and ({EMBEDDING_SIZE},)."
+                f"({EMBEDDING_SIZE}, {EMBEDDING_SIZE}) and ({EMBEDDING_SIZE},). Fetch them again."
             )
         if not (np.isfinite(self.eigen_vectors).all() and np.isfinite(self.means).all()):
-            raise ModelError("PCA parameters hold NaN or infinite values; the file is damaged.")
+            raise ModelError("PCA parameters hold NaN or infinite values; the file is damaged. Fetch it again.")
 
 
 def read_pca(path: Path) -> Pca:

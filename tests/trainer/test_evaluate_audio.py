@@ -151,7 +151,7 @@ def test_an_examination_is_strict_json_and_has_a_curve_only_where_it_can():
     assert content["at_clip_threshold"]["tagged_shots"]["whole"] == 4
     if len(found.counted.peaks) < 10:
         assert found.curve == ()
-    rates = [point.false_alerts_per_day for point in found.curve]
+    rates = [point.rate.per_day for point in found.curve]
     assert rates == sorted(rates, reverse=True)
 
 
@@ -182,18 +182,55 @@ def test_the_command_hears_the_built_in_model_and_says_what_it_found(audio_folde
     arguments = ["evaluate-audio", "--data-dir", str(audio_folder), "--format", "json", "--output", str(out)]
     result = CliRunner().invoke(main, [*arguments, "--plot", str(audio_folder / "curve.svg")], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    (found,) = json.loads(out.read_text())  # no peers in this folder
+    content = json.loads(out.read_text())
+    (found,) = content["subjects"]
+    assert [line[:10] for line in content["left_out"]] == ["Peer yamne", "Peer ced-t"]  # not in this folder
     assert found["subject"].startswith("compact-gunfire")
     assert found["at_clip_threshold"]["negative_recordings"]["whole"] == 7
     assert (audio_folder / "curve.svg").read_text().startswith("<?xml")
     text = CliRunner().invoke(main, arguments[:3], catch_exceptions=False)
-    assert "Recordings with gunfire that were heard" in text.output
+    assert "Recordings with gunfire that were heard" in text.stdout
+    assert "Recordings without gunfire that have an alert: none." in text.stdout
+    for said in (text.stdout, text.stderr):
+        assert f"Left out. Peer yamnet: {audio_folder}/yamnet/yamnet.tflite is missing" in said
+
+
+def test_without_tagged_shots_and_continuous_audio_the_rest_is_examined_and_what_is_missing_said(audio_folder):
+    (audio_folder / "audio" / "shotspotter" / "onsets.csv").unlink()
+    arguments = ["evaluate-audio", "--data-dir", str(audio_folder), "--no-peers", "--set", "street"]
+    plot = audio_folder / "curve.svg"
+    result = CliRunner().invoke(main, [*arguments, "--plot", str(plot)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    for said in (result.stdout, result.stderr):
+        assert f"Left out. Tagged shots and set shotspotter: {audio_folder}/audio/shotspotter/onsets.csv is" in said
+        assert "Left out. False alerts an hour and a day: no continuous audio (set `ambient`)" in said
+    assert "Tagged shots with an onset within the tolerance: none." in result.stdout
+    assert "100.0 % of 4" in result.stdout
+    assert "nan" not in result.stdout
+    assert "for a curve" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "words"),
+    [
+        ("--output", "nowhere/report.txt", "there is no folder"),
+        ("--plot", "nowhere/curve.svg", "there is no folder"),
+        ("--plot", "curve.pdf", r"must end in .png or .svg"),
+    ],
+)
+def test_what_can_not_be_written_is_refused_before_anything_is_heard(audio_folder, monkeypatch, option, name, words):
+    monkeypatch.setattr("detector.model.load_model", None)  # it does not get there
+    arguments = ["evaluate-audio", "--data-dir", str(audio_folder), option, str(audio_folder / name)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 78
+    assert name in result.stderr
+    assert words in result.stderr
 
 
 def test_what_is_missing_is_named(tmp_path, audio_folder):
     result = CliRunner().invoke(main, ["evaluate-audio", "--data-dir", str(tmp_path / "nowhere"), "--no-peers"])
     assert result.exit_code == 78
-    assert ".csv is missing: set DATA_DIR" in result.output
+    assert f"{tmp_path / 'nowhere'} (environment: DATA_DIR) holds no audio/index.csv" in result.output
     result = CliRunner().invoke(main, ["evaluate-audio", "--data-dir", str(audio_folder), "--set", "moon"])
     assert result.exit_code == 78
     assert "there are ambient, street" in result.output
