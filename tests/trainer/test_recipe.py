@@ -30,7 +30,7 @@ from trainer.compact.dataset import (
     teach_shards,
 )
 from trainer.compact.packaging import choose_thresholds, export, operating_curve
-from trainer.compact.pools import LABELS, Clip, Pool, find_onsets, load_pool, read_index
+from trainer.compact.pools import LABELS, Clip, IndexRow, Pool, find_onsets, load_pool, read_index
 from trainer.compact.scenes import (
     MIXTURES,
     POSITION_HOP_SAMPLES,
@@ -95,6 +95,20 @@ def test_nothing_of_dev_or_without_a_licence_is_trainable(data_dir: Path) -> Non
         if row.split != "train" or row.licence.startswith("not stated"):
             assert not row.trainable, row.path
     assert sum(row.trainable for row in rows) > 1000
+
+
+@pytest.mark.parametrize(
+    ("licence", "trainable"),
+    [
+        *((licence, True) for licence in ("CC0", "CC BY", "CC BY 3.0", "CC BY 4.0", "MIT")),
+        *((licence, True) for licence in ("CC0 / public domain / CC BY", "Pixabay Content License / CC0")),
+        *((licence, False) for licence in ("", "unknown", "not stated: evaluate only, never train", "CC BY 4.0 / ")),
+        *((licence, False) for licence in ("CC BY-NC 4.0", "CC BY-ND", "CC BY-SA 4.0", "CC BY NC", "CC0 / CC BY-NC")),
+    ],
+)
+def test_only_licences_that_allow_it_are_trainable(licence: str, trainable: bool) -> None:
+    assert IndexRow("a/b.flac", "gunshot", "train", licence, "g").trainable is trainable
+    assert not IndexRow("a/b.flac", "gunshot", "dev", licence, "g").trainable
 
 
 def test_onsets_of_made_shots_are_found_to_a_few_milliseconds() -> None:
