@@ -228,15 +228,12 @@ def _teach(run: _Run) -> None:
 
 def _shard_by_shard(run: _Run, what: str, step: Callable[[DataPlan], Iterator[int]]) -> None:
     """``step`` of all scenes."""
-    from trainer.compact.dataset import SHARD_SCENES
-
     plans = run.plans()
     with shown(stay=True, lines=True) as tell:
         for number, plan in enumerate(plans, start=1):
             name = f"{what} ({number} of {len(plans)})"
-            whole = len(plan.shards()) * SHARD_SCENES
             for done in step(plan):
-                tell(name, done * SHARD_SCENES, whole, "")
+                tell(name, done, len(plan), "")
 
 
 def _train(run: _Run, again: bool) -> None:
