@@ -295,6 +295,7 @@ def test_a_tiny_run_learns_and_its_package_scores_like_what_was_trained(data: Tr
         version="0.0.1",
         command="a test",
         date="2026-01-01",
+        data=["made sounds"],
         thresholds=thresholds,
         curve=operating_curve(scored),
     )
