@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.embedders.params import CARRY_SAMPLES, EXAMPLE_HOP_SAMPLES, EXAMPLE_SAMPLES
+from detector.errors import AudioError
 from detector.examples import ExampleAssembler
 from trainer.compact import evaluation
 from trainer.compact.evaluation import Recording, Scored
@@ -32,6 +37,62 @@ def test_examples_are_those_of_the_stream_assembler(length: int, half_hop: bool)
     else:
         found = whole
     np.testing.assert_array_equal(found, np.stack(expected))
+
+
+@pytest.fixture
+def audio_dir(tmp_path: Path) -> Path:
+    """One dev recording of rain, and no live fire."""
+    folder = tmp_path / "audio"
+    (folder / "shotspotter").mkdir(parents=True)
+    (folder / "shotspotter" / "onsets.csv").write_text("file,num_rounds,onset_seconds\n")
+    (folder / "index.csv").write_text("path,label,split,licence,group\na/rain.wav,rain,dev,CC0,g\n")
+    (folder / "a").mkdir()
+    soundfile.write(folder / "a" / "rain.wav", np.full(8_000, 0.1), 8_000)
+    return folder
+
+
+def test_the_cache_is_used_until_a_file_changes(
+    audio_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is called; and another resampling is another cache."""
+    cache = tmp_path / "new" / "cache"
+    (first,) = evaluation.load_recordings(audio_dir, cache)
+    assert [path.name for path in cache.parent.iterdir()] == ["cache"]
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation, "_read", None)
+        (again,) = evaluation.load_recordings(audio_dir, cache)
+        np.testing.assert_array_equal(first.pcm, again.pcm)
+        with pytest.raises(TypeError):
+            evaluation.load_recordings(audio_dir, cache.with_name("other"))
+    rain = audio_dir / "a" / "rain.wav"
+    soundfile.write(rain, np.full(8_000, 0.2), 8_000)
+    os.utime(rain, ns=(0, 5))  # as large as before
+    (changed,) = evaluation.load_recordings(audio_dir, cache)
+    assert changed.pcm.max() > 1.5 * first.pcm.max()
+    before = cache.stat().st_mtime_ns
+    evaluation.load_recordings(audio_dir, cache, quick=True)
+    assert cache.stat().st_mtime_ns != before
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5])
+def test_a_cache_cut_short_is_made_anew(audio_dir: Path, tmp_path: Path, kept: float) -> None:
+    cache = tmp_path / "cache.npz"
+    (first,) = evaluation.load_recordings(audio_dir, cache)
+    whole = cache.read_bytes()
+    cache.write_bytes(whole[: int(kept * len(whole))])
+    (again,) = evaluation.load_recordings(audio_dir, cache)
+    np.testing.assert_array_equal(first.pcm, again.pcm)
+    assert len(cache.read_bytes()) == len(whole)
+
+
+def test_a_recording_that_is_missing_or_empty_is_named(audio_dir: Path, tmp_path: Path) -> None:
+    rain = audio_dir / "a" / "rain.wav"
+    soundfile.write(rain, np.zeros(0), 8_000)
+    with pytest.raises(AudioError, match=r"rain\.wav holds no sample"):
+        evaluation.load_recordings(audio_dir)
+    rain.unlink()
+    with pytest.raises(AudioError, match=r"rain\.wav can't be read"):
+        evaluation.load_recordings(audio_dir, tmp_path / "cache.npz")
 
 
 class _Loudness:

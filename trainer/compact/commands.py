@@ -1,4 +1,7 @@
-"""``trainer compact``: the whole recipe of the built-in model, step by step. Each step takes up where it was stopped.
+"""``trainer compact``: the whole recipe of the built-in model, step by step.
+
+What was made stays in the work folder and is not made again; its run.json says with which settings, and a step with
+other ones is refused.
 
 prepare     recordings of split train -> pool
 synthesise  pool -> scenes -> shards of PCM with targets
@@ -15,22 +18,26 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
+from detector.cli import quiet_tensorflow
+from detector.errors import ConfigError, DataError, GunfireError
 from trainer.progress import shown
 
 if TYPE_CHECKING:
     from trainer.compact.dataset import DataPlan
     from trainer.compact.evaluation import Report, Scorer
     from trainer.compact.training import Trained, TrainingSettings
+    from trainer.compact.work import MadeWith
 
 _VERSION = "0.5.0"
 
@@ -45,6 +52,8 @@ class _Run:
     scenes: int
     close_scenes: int
     steps: int
+    given: frozenset[str]
+    """Options that the command line names, spelled so."""
 
     @property
     def audio_dir(self) -> Path:
@@ -55,11 +64,33 @@ class _Run:
         return self.work / "trained.npz"
 
     @property
-    def command(self) -> str:
-        return (
-            f"trainer compact --seed {self.seed} --scenes {self.scenes} "
-            f"--close-scenes {self.close_scenes} --steps {self.steps} all"
-        )
+    def package(self) -> Path:
+        return self.work / "package"
+
+    @property
+    def options(self) -> MadeWith:
+        from trainer.compact.work import MadeWith
+
+        return MadeWith(self.seed, self.scenes, self.close_scenes, self.steps)
+
+    @property
+    def wanted(self) -> MadeWith:
+        """The options and what recordings there are."""
+        from trainer.compact.work import recordings_hash
+
+        return replace(self.options, recordings=recordings_hash(self.audio_dir))
+
+    def claim(self, free: Collection[str] = ()) -> None:
+        """Whatever makes something begins with this. Raises ConfigError where the folder has other settings."""
+        from trainer.compact.work import claim
+
+        claim(self.work, self.wanted, free)
+
+    def made_with(self) -> MadeWith:
+        """For what only reads: the folder's settings, ConfigError where the command line names other ones."""
+        from trainer.compact.work import check
+
+        return check(self.work, self.options, self.options.by_option.keys() - self.given) or self.options
 
     def plans(self) -> tuple[DataPlan, ...]:
         """Mixtures; and whole recordings moved elsewhere: as many, and a quarter of the close ones. All of it twice."""
@@ -113,8 +144,8 @@ class _Run:
 @click.pass_context
 def compact(context: click.Context, /, **options: Any) -> None:
     """Make the built-in model: prepare, synthesise, teach, train, evaluate, export (or all)."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    context.obj = _Run(**options)
+    given = {name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    context.obj = _Run(**options, given=frozenset(f"--{name.replace('_', '-')}" for name in given))
 
 
 @compact.command()
@@ -136,14 +167,16 @@ def synthesise(run: _Run, processes: int | None) -> None:
 @click.pass_obj
 def teach(run: _Run) -> None:
     """Ask the teachers about the examples; what they heard already is kept."""
+    quiet_tensorflow()
     _teach(run)
 
 
 @compact.command()
-@click.option("--again", is_flag=True, help="Train although something is trained already.")
+@click.option("--again", is_flag=True, help="Train although something is trained already; --steps may be others.")
 @click.pass_obj
 def train(run: _Run, again: bool) -> None:
-    """Train the embedder, then the LSTM head."""
+    """Train the embedder, then the LSTM head; stopped, the embedder goes on from its last checkpoint."""
+    quiet_tensorflow()
     _train(run, again)
 
 
@@ -151,10 +184,19 @@ def train(run: _Run, again: bool) -> None:
 @click.option(
     "--model", "model_name", default=None, help="A package (name or folder) instead of what was trained here."
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), default=None, help="Write all figures there.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Write all figures there.",
+)
 @click.pass_obj
 def evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None:
     """Dev recordings, streamed: recall by set, false alarms by class, robustness; hop 0.48 s and 0.96 s."""
+    if json_path is not None:
+        _make_room(json_path)
+    quiet_tensorflow()
     _evaluate(run, model_name, json_path)
 
 
@@ -164,50 +206,117 @@ def evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None:
 @click.pass_obj
 def failures(run: _Run, picture: Path, model_name: str | None) -> None:
     """Draw the loudest false alarms and the shots least heard into PICTURE (.png or .svg)."""
+    quiet_tensorflow()
     from trainer.compact import evaluation, pictures
 
+    pictures.check(picture)
+    _make_room(picture)
     recordings = evaluation.load_recordings(run.audio_dir, run.work / "dev.npz")
     scored = evaluation.score_recordings(_scorer(run, model_name), recordings, half_hop=True)
     pictures.draw(pictures.failures(scored, evaluation.clip_threshold(scored)), picture)
 
 
+def _package_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Of both commands that write a package."""
+    for option in (
+        click.option("--date", type=click.DateTime(["%Y-%m-%d"]), help="For the manifest. Default: today, UTC."),
+        click.option("--version", default=_VERSION, show_default=True),
+        click.option("--name", default="compact-gunfire", show_default=True),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path, file_okay=False),
+            default=None,
+            help="Package folder; default: in the work folder.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @compact.command()
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Package folder; default: in the work folder."
-)
-@click.option("--version", default=_VERSION, show_default=True)
+@_package_options
 @click.option("--after", default="", help="Commands that came before, for the manifest.")
 @click.pass_obj
-def export(run: _Run, out: Path | None, version: str, after: str) -> None:
+def export(run: _Run, out: Path | None, name: str, version: str, date: datetime.datetime | None, after: str) -> None:
     """Write the package: folded weights, thresholds from dev, operating curve, self-test."""
-    _export(run, out, version, after)
+    quiet_tensorflow()
+    _export(run, _Named.checked(out or run.package, name, version, date), after)
 
 
 @compact.command("all")
 @click.option("--processes", type=click.IntRange(1, 64), default=None, help="Default: one a core.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Package folder; default: in the work folder."
-)
+@_package_options
 @click.pass_obj
-def everything(run: _Run, processes: int | None, out: Path | None) -> None:
+def everything(
+    run: _Run,
+    processes: int | None,
+    out: Path | None,
+    name: str,
+    version: str,
+    date: datetime.datetime | None,
+) -> None:
     """Every step in order."""
+    quiet_tensorflow()
+    named = _Named.checked(out or run.package, name, version, date)
     _prepare(run)
     _synthesise(run, processes)
     _teach(run)
     _train(run, again=False)
-    _export(run, out, _VERSION)
-    _evaluate(run, str(_package_folder(run, out).absolute()), None)
+    _export(run, named)
+    _evaluate(run, str(named.folder.absolute()), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """Where a package goes, and what it is called."""
+
+    folder: Path
+    name: str
+    version: str
+    date: str
+
+    @classmethod
+    def checked(cls, folder: Path, name: str, version: str, date: datetime.datetime | None) -> _Named:
+        """Raises ConfigError where a manifest can't hold them: before the work."""
+        from trainer.export import check_name
+
+        check_name(name, version)
+        return cls(folder, name, version, (date or _now()).date().isoformat())
+
+
+def _now() -> datetime.datetime:
+    """UTC, or what SOURCE_DATE_EPOCH says (reproducible-builds.org/specs/source-date-epoch)."""
+    seconds = os.environ.get("SOURCE_DATE_EPOCH")
+    if seconds is None:
+        return datetime.datetime.now(datetime.timezone.utc)
+    try:
+        return datetime.datetime.fromtimestamp(int(seconds), datetime.timezone.utc)
+    except (ValueError, OverflowError, OSError) as error:
+        raise ConfigError(f"SOURCE_DATE_EPOCH is {seconds!r}, not a number of seconds since 1970.") from error
+
+
+def _make_room(path: Path) -> None:
+    """For a file that is written when the work is done: ConfigError now where it can't be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The folder of {path} can't be made: {error.strerror or error}.") from error
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{path} can't be written: give a file in a folder that you may write to.")
 
 
 def _prepare(run: _Run) -> None:
-    from trainer.compact.pools import build_pool
+    from trainer.compact.pools import build_pool, read_index
 
     folder = run.work / "pool"
     if (folder / "pool.json").is_file():
+        run.claim()
         click.echo(f"{folder} is prepared already.")
         return
     started = time.monotonic()
-    pool = build_pool(run.audio_dir, folder)
+    rows = read_index(run.audio_dir)  # before a folder is made for data that is not there
+    run.claim()
+    pool = build_pool(run.audio_dir, folder, rows)
     hours = len(pool.pcm) / 16_000 / 3600
     click.echo(f"{len(pool.clips)} clips, {hours:.1f} h, in {time.monotonic() - started:.0f} s.")
 
@@ -215,6 +324,7 @@ def _prepare(run: _Run) -> None:
 def _synthesise(run: _Run, processes: int | None) -> None:
     from trainer.compact.dataset import make_shards
 
+    run.claim()
     _shard_by_shard(run, "Scenes", lambda plan: make_shards(plan, processes or os.cpu_count() or 1))
 
 
@@ -222,32 +332,42 @@ def _teach(run: _Run) -> None:
     from trainer.compact.dataset import teach_shards
     from trainer.compact.teachers import Teachers
 
-    teachers = Teachers(run.data_dir)
+    run.claim()
+    try:
+        teachers = Teachers(run.data_dir)
+    except GunfireError:
+        raise
+    except Exception as error:  # each library has its own for a file that is no network
+        raise ConfigError(
+            f"yamnet/yamnet.tflite or ced/ced_tiny.onnx in {run.data_dir} is no network that can be read: {error}"
+        ) from error
     _shard_by_shard(run, "Teachers", lambda plan: teach_shards(plan, teachers))
 
 
 def _shard_by_shard(run: _Run, what: str, step: Callable[[DataPlan], Iterator[int]]) -> None:
     """``step`` of all scenes."""
-    from trainer.compact.dataset import SHARD_SCENES
-
     plans = run.plans()
     with shown(stay=True, lines=True) as tell:
         for number, plan in enumerate(plans, start=1):
             name = f"{what} ({number} of {len(plans)})"
-            whole = len(plan.shards()) * SHARD_SCENES
             for done in step(plan):
-                tell(name, done * SHARD_SCENES, whole, "")
+                tell(name, done, len(plan), "")
 
 
 def _train(run: _Run, again: bool) -> None:
-    """Each part is kept in the work folder; one that was stopped goes on from its last checkpoint."""
+    """Each part is kept in the work folder; an embedder that was stopped goes on from its last checkpoint."""
+    from trainer.compact.work import check
+
     settings = run.settings()
     stages = {"first": settings.first, "second": settings.second}
     paths = {name: run.work / f"{name}.npz" for name in stages}
     kept = {name: run.work / f"{name}.checkpoint.npz" for name in stages}
+    free = ("--steps",) if again else ()  # they decide nothing but what is trained
     if again:
+        check(run.work, run.wanted, free)
         for path in (run.trained_path, *paths.values(), *kept.values()):
             path.unlink(missing_ok=True)
+    run.claim(free)
     if run.trained_path.is_file():
         click.echo(f"{run.trained_path} is trained already (--again to train anew).")
         return
@@ -299,16 +419,22 @@ def _evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None
             f"ambient audio up to {ambient:.4f}."
         )
     if json_path is not None:
-        json_path.write_text(report_as_json(results) + "\n", encoding="utf-8")
+        try:
+            json_path.write_text(report_as_json(results) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"{json_path} can't be written: {error.strerror or error}.") from error
 
 
-def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
+def _export(run: _Run, named: _Named, after: str = "") -> None:
     from detector.chunk import RATE_HZ
     from detector.config import DecisionSettings
     from trainer.compact import evaluation, packaging
+    from trainer.compact.pools import load_pool
     from trainer.compact.training import scorer_of
 
+    made_by = run.made_with().command
     trained = _trained(run)
+    data = packaging.data_names(load_pool(run.work / "pool").clips)
     recordings = evaluation.load_recordings(run.audio_dir, run.work / "dev.npz")
     scorer = scorer_of(trained)
     scored = evaluation.score_recordings(scorer, recordings)
@@ -317,15 +443,15 @@ def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
     otherwise = [evaluation.altered(negatives, treatment) for treatment in evaluation.treatments()]
     otherwise += [evaluation.edged(negatives, edge) for edge in evaluation.edges()]
     treated = [evaluation.score_recordings(scorer, each, half_hop=True) for each in otherwise]
-    folder = _package_folder(run, out)
-    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     hold_seconds = DecisionSettings().hold_seconds
     model = packaging.export(
         trained,
-        folder,
-        version=version,
-        command=f"{after}; trainer compact export" if after else run.command,
-        date=today,
+        named.folder,
+        name=named.name,
+        version=named.version,
+        command=f"{after}; trainer compact export" if after else made_by,
+        date=named.date,
+        data=data,
         thresholds=packaging.choose_thresholds(dense, treated),
         curve=packaging.operating_curve(dense),
         false_alerts=[
@@ -333,16 +459,13 @@ def _export(run: _Run, out: Path | None, version: str, after: str = "") -> None:
             for each in (scored, dense)
         ],
     )
-    click.echo(f"{folder}: opens at {model.manifest.decision.open_threshold}, self-test passed.")
-
-
-def _package_folder(run: _Run, out: Path | None) -> Path:
-    return out if out is not None else run.work / "package"
+    click.echo(f"{named.folder}: opens at {model.manifest.decision.open_threshold}, self-test passed.")
 
 
 def _trained(run: _Run) -> Trained:
     from trainer.compact.training import Trained
 
+    run.made_with()
     return Trained.load(run.trained_path)
 
 

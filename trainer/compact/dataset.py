@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detector.embedders.params import EXAMPLE_FRAMES, EXAMPLE_SAMPLES, MEL_BANDS
-from detector.errors import ConfigError
+from detector.errors import ConfigError, DataError
 from trainer.compact.pools import LABELS, Pool, load_pool
 from trainer.compact.scenes import (
     POSITION_HOP_SAMPLES,
@@ -44,6 +45,8 @@ EXAMPLE_POSITIONS = range(0, POSITIONS, POSITIONS_A_HOP)
 TAUGHT_POSITIONS = range(0, POSITIONS, 4)
 """Where the quick teacher is asked, every 0.48 s; the slow one at every second of these."""
 SLOWLY_TAUGHT_EVERY = 2
+
+_MADE_BY, _TAUGHT_BY = "trainer compact synthesise", "trainer compact teach"
 
 assert POSITION_FRAMES * POSITIONS_A_HOP * SCENE_EXAMPLES == SCENE_FRAMES
 
@@ -111,6 +114,9 @@ class DataPlan:
     codecs: bool = True
     mixture: str = "mixed"
 
+    def __len__(self) -> int:
+        return self.scenes + self.close_scenes
+
     def shards(self) -> list[Shard]:
         """All of them, in the order in which they are read."""
         return [
@@ -127,26 +133,25 @@ class DataPlan:
 
 
 def make_shards(plan: DataPlan, processes: int) -> Iterator[int]:
-    """Make what is missing; yields the number of shards finished so far, those found included."""
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    shards = plan.shards()
-    missing = [shard for shard in shards if not shard.path.is_file()]
-    done = len(shards) - len(missing)
+    """Make what is missing; yields the number of scenes finished so far, those found included."""
+    missing = [shard for shard in plan.shards() if not shard.path.is_file()]
+    done = len(plan) - sum(shard.count for shard in missing)
     yield done
     if not missing:
         return
     if processes <= 1:
         for shard in missing:
             make_shard(plan, shard)
-            done += 1
+            done += shard.count
             yield done
         return
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # each process is one thread; read when a child imports NumPy
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as workers:
-        for future in as_completed([workers.submit(make_shard, plan, shard) for shard in missing]):
+        counts = {workers.submit(make_shard, plan, shard): shard.count for shard in missing}
+        for future in as_completed(counts):
             future.result()
-            done += 1
+            done += counts[future]
             yield done
 
 
@@ -163,17 +168,16 @@ def make_shard(plan: DataPlan, shard: Shard) -> None:
 
 
 def teach_shards(plan: DataPlan, teachers: Teachers) -> Iterator[int]:
-    """Ask the teachers about every shard that they have not heard; yields the number done, those found included.
+    """Ask the teachers about every shard that they have not heard; yields the number of scenes done, those found
+    included.
 
-    Raises ConfigError where a shard is missing.
+    Raises ConfigError where a shard is missing or holds another number of scenes, DataError where it can't be read.
     """
-    shards = plan.shards()
-    missing = [shard for shard in shards if not shard.taught_path.is_file()]
-    done = len(shards) - len(missing)
+    missing = [shard for shard in plan.shards() if not shard.taught_path.is_file()]
+    done = len(plan) - sum(shard.count for shard in missing)
     yield done
     for shard in missing:
-        with np.load(_present(shard.path), allow_pickle=False) as stored:
-            pcm = stored["pcm"]
+        pcm = _scenes(shard, shard.path, _MADE_BY)["pcm"]
         scenes = len(pcm)
         log_mel = teachers.log_mel(_cut(pcm, EXAMPLE_POSITIONS)).reshape(scenes, SCENE_FRAMES, MEL_BANDS)
         rows = np.arange(EXAMPLE_FRAMES) + np.array(TAUGHT_POSITIONS)[:, None] * POSITION_FRAMES
@@ -190,7 +194,7 @@ def teach_shards(plan: DataPlan, teachers: Teachers) -> Iterator[int]:
             for name, value in arrays.items()
         }
         save_arrays(shard.taught_path, shaped)
-        done += 1
+        done += shard.count
         yield done
 
 
@@ -203,29 +207,49 @@ def _cut(pcm: npt.NDArray[np.int16], positions: range) -> npt.NDArray[np.int16]:
 
 
 def load_data(*plans: DataPlan) -> TrainingData:
-    """All shards of ``plans``. Raises ConfigError where one is missing or was not shown to the teachers."""
+    """All shards of ``plans``.
+
+    Raises ConfigError where one is missing, was not shown to the teachers or holds another number of scenes, and
+    DataError where one can't be read.
+    """
     parts: dict[str, list[npt.NDArray[Any]]] = {}
     shards = [shard for plan in plans for shard in plan.shards()]
     for shard in shards:
-        for path in (shard.path, shard.taught_path):
-            with np.load(_present(path), allow_pickle=False) as stored:
-                for name in stored.files:
-                    if name != "pcm":
-                        parts.setdefault(name, []).append(stored[name])
+        for path, made_by in ((shard.path, _MADE_BY), (shard.taught_path, _TAUGHT_BY)):
+            for name, value in _scenes(shard, path, made_by, leave_out="pcm").items():
+                parts.setdefault(name, []).append(value)
     as_recorded = np.array([is_as_recorded(s.seed, s.first + i, s.mixture) for s in shards for i in range(s.count)])
     return TrainingData(as_recorded=as_recorded, **{name: np.concatenate(parts.pop(name)) for name in tuple(parts)})
 
 
-def _present(path: Path) -> Path:
+def _scenes(shard: Shard, path: Path, made_by: str, leave_out: str = "") -> dict[str, npt.NDArray[Any]]:
+    """What one of the shard's files holds, its first axis the shard's scenes."""
     if not path.is_file():
         raise ConfigError(f"{path} is missing: run `trainer compact synthesise` and `trainer compact teach` first.")
-    return path
+    arrays = load_arrays(path, made_by, leave_out)
+    for name, value in arrays.items():
+        if value.shape[:1] != (shard.count,):
+            raise ConfigError(
+                f"{path} holds {name} of shape {value.shape}, but --scenes and --close-scenes ask for {shard.count} "
+                f"scenes there: delete it and run `{made_by}` again, or give another --work folder."
+            )
+    return arrays
+
+
+def load_arrays(path: Path, made_by: str, leave_out: str = "") -> dict[str, npt.NDArray[Any]]:
+    """Every array of an .npz but ``leave_out``. DataError, which names the command ``made_by``, where it is damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files if name != leave_out}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} can't be read ({error}): delete it and run `{made_by}` again.") from error
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """An .npz at ``path``: all of it, or what was there before. DataError where the disk refuses."""
+    """An .npz at ``path``, with its folder: all of it, or what was there before. DataError where the disk refuses."""
 
     def write(partial: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             np.savez(file, **arrays)
 

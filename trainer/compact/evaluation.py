@@ -24,6 +24,7 @@ from detector.embedders.params import CARRY_SAMPLES, EXAMPLE_HOP_SAMPLES, EXAMPL
 from detector.errors import AudioError, ConfigError, DataError
 from detector.model import FalseAlertsSection
 from trainer.compact.channel import band_limit, quantise
+from trainer.compact.dataset import load_arrays, save_arrays
 from trainer.compact.pools import FAMILY, read_audio, read_index, read_onsets
 
 Int16Array = npt.NDArray[np.int16]
@@ -118,7 +119,11 @@ def load_recordings(audio_dir: Path, cache: Path | None = None, *, quick: bool =
     """Every dev recording that can be judged, resampled the reference way; ``cache`` (.npz) saves the resampling.
 
     ``quick`` resamples by polyphase filters instead (differs near the band edge only). Live-fire files without a tagged
-    onset are left out: they are neither.
+    onset are left out: they are neither. The cache is made anew where it can't be read, or where any file's path, size
+    or time of change is another.
+
+    Raises ConfigError where index or onsets are bad, AudioError where a file is, DataError where the cache can't be
+    written.
     """
     tagged = read_onsets(audio_dir)
     rows = [
@@ -127,26 +132,38 @@ def load_recordings(audio_dir: Path, cache: Path | None = None, *, quick: bool =
         if row.split == "dev" and (row.source != "shotspotter" or row.path in tagged)
     ]
     paths = [row.path for row in rows]
-    pcms = _cached(cache, paths) if cache is not None else None
+    key = _cache_key(audio_dir, paths, quick) if cache is not None else ""
+    pcms = _cached(cache, key) if cache is not None else None
     if pcms is None:
         pcms = [(read_audio if quick else _read)(audio_dir / path) for path in paths]
         if cache is not None:
-            cache.parent.mkdir(parents=True, exist_ok=True)
             lengths = np.array([len(pcm) for pcm in pcms])
-            np.savez(cache, pcm=np.concatenate(pcms), lengths=lengths, paths=np.array(json.dumps(paths)))
+            save_arrays(cache, {"pcm": np.concatenate(pcms), "lengths": lengths, "key": np.array(key)})
     return [
         Recording(row.path, row.source, row.label, row.label == "gunshot", pcm, tuple(tagged.get(row.path, ((), 0))[0]))
         for row, pcm in zip(rows, pcms, strict=True)
     ]
 
 
-def _cached(cache: Path, paths: Sequence[str]) -> list[Int16Array] | None:
-    if not cache.is_file():
+def _cache_key(audio_dir: Path, paths: Sequence[str], quick: bool) -> str:
+    files = []
+    for path in paths:
+        try:
+            found = (audio_dir / path).stat()
+        except OSError as error:
+            raise AudioError(f"{audio_dir / path} can't be read: {error.strerror or error}.") from error
+        files.append((path, found.st_size, found.st_mtime_ns))
+    return json.dumps({"quick": quick, "files": files})
+
+
+def _cached(cache: Path, key: str) -> list[Int16Array] | None:
+    try:
+        stored = load_arrays(cache, "this command")
+    except DataError:  # absent, cut short or something else
         return None
-    with np.load(cache, allow_pickle=False) as stored:
-        if json.loads(str(stored["paths"])) != list(paths):
-            return None
-        return np.split(stored["pcm"], np.cumsum(stored["lengths"])[:-1])
+    if not stored.keys() >= {"pcm", "lengths", "key"} or str(stored["key"]) != key:
+        return None
+    return np.split(stored["pcm"], np.cumsum(stored["lengths"])[:-1])
 
 
 def _read(path: Path) -> Int16Array:
@@ -156,6 +173,8 @@ def _read(path: Path) -> Int16Array:
         x, rate_hz = soundfile.read(path, dtype="float64", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path} can't be read: {error}") from error
+    if not len(x):
+        raise AudioError(f"{path} holds no sample: take it out of index.csv.")
     return float_to_int16(resample_reference(to_mono(x), rate_hz))
 
 

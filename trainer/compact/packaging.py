@@ -1,11 +1,11 @@
-"""What was trained -> a model package with its operating point, its curve and its card. Last stage of the recipe."""
+"""What was trained -> a model package with its operating point and its curve. Last stage of the recipe."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,34 @@ from trainer.compact.evaluation import (
     clip_threshold,
     report,
 )
-from trainer.compact.pools import FAMILY, LABELS, LOOK_ALIKES
+from trainer.compact.pools import FAMILY, LABELS, LOOK_ALIKES, Clip
 from trainer.compact.training import HEAD, WINDOW_EXAMPLES, Trained
 
 MODEL_NAME = "compact-gunfire"
-DATA_NAMES = (
-    "ShotSpotter live-fire test, Pittsburgh 2018: FP1 to FP4 (CC BY 4.0)",
-    "Sound Events for Surveillance Applications, Zenodo 3519845: split train (CC BY 4.0)",
-    "Free Firearm Sound Library (CC0)",
-    "Katsis et al., gunshots and backgrounds in Belize forest: split train (CC BY 4.0)",
-    "Kabealo et al., pistol shots close to the microphone (CC BY 4.0)",
-    "ESC-10 and ESC-50 clips under CC0 or CC BY: split train",
-    "University of Iowa booth recordings (MIT)",
-    "ambient loops: split train (CC0, public domain, CC BY, Pixabay)",
+_SOURCES = {
+    "shotspotter": "ShotSpotter live-fire test, Pittsburgh 2018: FP1 to FP4 (CC BY 4.0)",
+    "sesa": "Sound Events for Surveillance Applications, Zenodo 3519845: split train (CC BY 4.0)",
+    "ffsl": "Free Firearm Sound Library (CC0)",
+    "katsis": "Katsis et al., gunshots and backgrounds in Belize forest: split train (CC BY 4.0)",
+    "kabealo": "Kabealo et al., pistol shots close to the microphone (CC BY 4.0)",
+    "esc10": "ESC-10 and ESC-50 clips under CC0 or CC BY: split train",
+    "esc50": "ESC-10 and ESC-50 clips under CC0 or CC BY: split train",
+    "uiowa": "University of Iowa booth recordings (MIT)",
+    "ambient": "ambient loops: split train (CC0, public domain, CC BY, Pixabay)",
+}
+_ALWAYS = (
     "sounds synthesised by trainer/compact/synthesis.py",
     "opinions of YAMNet (Google, Apache 2.0) and CED-tiny (Apache 2.0) on these as soft targets",
 )
 _AMBIENT_MARGIN = 0.5  # in logits: what the default threshold keeps above the loudest ambient score
 _TREATED_FALSE_ALARMS = 0.02  # the share of negative dev clips that may reach it after a change of recorder
+
+
+def data_names(clips: Iterable[Clip]) -> list[str]:
+    """What was learnt from, for the manifest: the sources of the pool's clips, unknown ones by their folder's name."""
+    sources = {clip.path.split("/")[0] for clip in clips}
+    described = dict.fromkeys(text for source, text in _SOURCES.items() if source in sources)
+    return [*described, *sorted(sources - _SOURCES.keys()), *_ALWAYS]
 
 
 def choose_thresholds(scored: Sequence[Scored], treated: Sequence[Sequence[Scored]] = ()) -> tuple[float, float]:
@@ -62,18 +72,19 @@ def operating_curve(scored: Sequence[Scored], points: int = 15) -> list[dict[str
     """Thresholds from loose to strict: recall over all positive dev recordings, false alarms in an hour of ambient.
 
     The false alarms are the upper end of the 95 % interval: minutes of audio without one are no proof of a quiet day.
+    Where recordings share a score there are fewer points: each threshold comes once.
     """
     peaks = np.sort([s.peak for s in scored if not s.recording.positive])[::-1]
     shares = np.geomspace(0.1, 1.0 / len(peaks), points)
+    found = (min(1.0, max(0.0, float(peaks[min(len(peaks) - 1, int(share * len(peaks)))]))) for share in shares)
     curve = []
-    for share in shares:
-        threshold = min(1.0, max(0.0, float(peaks[min(len(peaks) - 1, int(share * len(peaks)))])))
+    for rounded, threshold in {round(threshold, 6): threshold for threshold in found}.items():
         at = report(scored, threshold)
         recall = float(np.mean([s.peak > threshold for s in scored if s.recording.positive]))
         per_hour = at.alerts_per_hour()[2]
         curve.append(
             {
-                "threshold": round(threshold, 6),
+                "threshold": rounded,
                 "recall": round(recall, 4),
                 "false_alarms_per_hour": round(per_hour, 3),
             }
@@ -85,19 +96,20 @@ def export(
     trained: Trained,
     folder: Path,
     *,
+    name: str = MODEL_NAME,
     version: str,
     command: str,
     date: str,
+    data: Sequence[str],
     thresholds: tuple[float, float] = (0.5, 0.3),
     curve: Sequence[Mapping[str, float]] = (),
     false_alerts: Sequence[FalseAlertsSection] = (),
-    data: Sequence[str] = DATA_NAMES,
 ) -> Model:
     """Fold, write and self-test the package. Raises ModelError where the trained weights don't fit the network."""
     network = CompactNetwork(folded=False)
     network.load(trained.embedder)
     draft: dict[str, Any] = {
-        "name": MODEL_NAME,
+        "name": name,
         "version": version,
         "description": "Small convolutional network with an LSTM head; its score means gunfire in the newest example.",
         "license": "Apache-2.0",

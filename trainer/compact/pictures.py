@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from detector.audio import int16_to_float
 from detector.chunk import RATE_HZ
 from detector.embedders.log_mel import log_mel_frames
 from detector.embedders.params import FRONT_END
-from detector.errors import ConfigError
+from detector.errors import ConfigError, DataError
 from trainer.compact.evaluation import Scored
 
 _SECONDS = 1.92
@@ -28,16 +29,23 @@ def failures(scored: Sequence[Scored], threshold: float) -> list[Scored]:
     return found[: 2 * _COLUMNS]
 
 
+def check(path: Path) -> None:
+    """Raises ConfigError where ``draw`` could not draw to ``path``: another ending, or no matplotlib."""
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise ConfigError(f"{path}: a picture's name must end in .png or .svg.")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("Pictures need matplotlib: install the extra `trainer`.")
+
+
 def draw(found: Sequence[Scored], path: Path) -> None:
     """Two seconds around each one's loudest score, as the network sees them; ``path`` ends in .png or .svg.
 
-    Raises ConfigError without matplotlib.
+    Raises ConfigError as ``check`` does, DataError where the disk refuses.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("Pictures need matplotlib: install the extra `trainer`.") from error
+    check(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     rows = -(-len(found) // _COLUMNS)
     figure = Figure(figsize=(11.0, 2.3 * rows), dpi=80, layout="constrained")
     FigureCanvasAgg(figure)
@@ -56,4 +64,7 @@ def draw(found: Sequence[Scored], path: Path) -> None:
         axes.set_visible(False)
     figure.supxlabel("seconds", fontsize=7)
     figure.supylabel("mel band (125 to 7,500 Hz)", fontsize=7)
-    figure.savefig(path)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise DataError(f"{path} can't be written: {error.strerror or error}.") from error

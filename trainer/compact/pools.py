@@ -1,14 +1,16 @@
 """Recordings of split ``train`` -> one array of 16 kHz int16 and a table of clips. Second stage of the recipe.
 
-Nothing of split ``dev`` and nothing whose licence is not stated ever gets in. A clip is a shot recording with onsets,
-an event that might be taken for a shot, or a background.
+Nothing of split ``dev`` and nothing whose licence is not among those that allow it ever gets in. A clip is a shot
+recording with onsets, an event that might be taken for a shot, or a background.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from scipy import signal
 from detector.audio import float_to_int16
 from detector.chunk import RATE_HZ
 from detector.errors import AudioError, ConfigError
+from trainer.run import put_in_place, write_whole
 
 LABELS = (
     "Gunshot, gunfire",
@@ -35,6 +38,9 @@ LABELS = (
     "Speech",
     "Environmental noise",
 )
+LICENCES = ("CC0", "public domain", "CC BY", "MIT", "Pixabay Content License")
+"""What may be learnt from, with or without a version; no other, so neither NC, ND nor SA, nor what is not stated."""
+_LICENCE = re.compile(rf"({'|'.join(LICENCES)})( \d\.\d)?")
 FAMILY = ("Gunshot, gunfire", "Machine gun")
 LOOK_ALIKES = LABELS[2:11]
 
@@ -119,41 +125,65 @@ class IndexRow:
 
     @property
     def trainable(self) -> bool:
-        return self.split == "train" and not self.licence.startswith("not stated")
+        """Of split ``train``, and each of the licences (parted by " / ") among LICENCES."""
+        return self.split == "train" and all(_LICENCE.fullmatch(one.strip()) for one in self.licence.split("/"))
 
 
 def read_index(audio_dir: Path) -> list[IndexRow]:
-    """Every row of ``index.csv``. Raises ConfigError where it is absent."""
-    path = audio_dir / "index.csv"
-    if not path.is_file():
-        raise ConfigError(f"{path} is missing: set DATA_DIR to the data folder (see its README).")
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            IndexRow(row["path"], row["label"], row["split"], row["licence"], row["group"])
-            for row in csv.DictReader(file)
-        ]
+    """Every row of ``index.csv``. Raises ConfigError where it is absent or lacks a column."""
+    columns = ("path", "label", "split", "licence", "group")
+    return [IndexRow(*values) for _, values in _table(audio_dir / "index.csv", columns)]
 
 
 def read_onsets(audio_dir: Path) -> dict[str, tuple[list[float], int]]:
-    """Live-fire file -> (onset seconds in order, rounds fired in that test). Raises ConfigError where absent."""
+    """Live-fire file -> (onset seconds in order, rounds fired in that test). Raises ConfigError where absent or bad."""
     path = audio_dir / "shotspotter" / "onsets.csv"
-    if not path.is_file():
-        raise ConfigError(f"{path} is missing: set DATA_DIR to the data folder (see its README).")
     onsets: dict[str, tuple[list[float], int]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            onsets.setdefault(row["file"], ([], int(row["num_rounds"])))[0].append(float(row["onset_seconds"]))
-    return {path: (sorted(times), rounds) for path, (times, rounds) in onsets.items()}
+    for line, (file, rounds, seconds) in _table(path, ("file", "num_rounds", "onset_seconds")):
+        try:
+            count, onset = int(rounds), float(seconds)
+        except ValueError:
+            count, onset = 0, math.nan
+        if not (math.isfinite(onset) and onset >= 0):
+            raise ConfigError(
+                f"{path}, line {line}: num_rounds {rounds!r} and onset_seconds {seconds!r} must be a whole number and "
+                "seconds from the file's start."
+            )
+        onsets.setdefault(file, ([], count))[0].append(onset)
+    return {file: (sorted(times), count) for file, (times, count) in onsets.items()}
+
+
+def _table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """(line, values of ``columns``) of each row. Raises ConfigError that names the file, and the column or line."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
+                raise ConfigError(f"{path} has no column {', '.join(missing)}; it needs {', '.join(columns)}.")
+            for row in reader:
+                values = [row[column] for column in columns]
+                if None in values:
+                    raise ConfigError(f"{path}, line {reader.line_num}: the row has fewer cells than the header.")
+                yield reader.line_num, values
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing: set DATA_DIR to the data folder (see its README).") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} can't be read as CSV in UTF-8: {error}.") from error
 
 
 def read_audio(path: Path) -> npt.NDArray[np.int16]:
-    """A file as 16 kHz mono int16 (polyphase resampling: quick, and good enough to train on)."""
+    """A file as 16 kHz mono int16 (polyphase resampling: quick, and good enough to train on).
+
+    Raises AudioError where it can't be read or holds no sample.
+    """
     import soundfile
 
     try:
         x, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path} can't be read: {error}") from error
+    if not len(x):
+        raise AudioError(f"{path} holds no sample: take it out of index.csv.")
     mono = x.mean(axis=1)
     if rate_hz != RATE_HZ:
         divisor = int(np.gcd(rate_hz, RATE_HZ))
@@ -181,7 +211,10 @@ def find_onsets(x: npt.NDArray[np.floating], *, rise_db: float, range_db: float,
 
 
 def build_pool(audio_dir: Path, folder: Path, rows: Iterable[IndexRow] | None = None) -> Pool:
-    """Read, resample and sort every trainable recording; writes ``pool.npy`` and ``pool.json`` into ``folder``."""
+    """Read, resample and sort every trainable recording; writes ``pool.npy`` and then ``pool.json`` into ``folder``.
+
+    Raises ConfigError where there is none, DataError where the disk refuses.
+    """
     tagged = read_onsets(audio_dir)
     pieces: list[npt.NDArray[np.int16]] = []
     clips: list[Clip] = []
@@ -198,19 +231,34 @@ def build_pool(audio_dir: Path, folder: Path, rows: Iterable[IndexRow] | None = 
             clips.append(quiet)
         pieces.append(pcm)
         start += len(pcm)
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "pool.npy", np.concatenate(pieces))
-    (folder / "pool.json").write_text(json.dumps([asdict(clip) for clip in clips]), encoding="utf-8")
+    if not clips:
+        raise ConfigError(
+            f"{audio_dir / 'index.csv'} lists nothing to train on: that takes rows of split train whose licence is "
+            f"{', '.join(LICENCES[:-1])} or {LICENCES[-1]}."
+        )
+
+    def write(partial: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.save(file, np.concatenate(pieces))
+
+    put_in_place(folder / "pool.npy", write)
+    write_whole(folder / "pool.json", json.dumps([asdict(clip) for clip in clips]).encode())
     return load_pool(folder)
 
 
 def load_pool(folder: Path) -> Pool:
-    """The pool that ``build_pool`` wrote. Raises ConfigError where there is none."""
+    """The pool that ``build_pool`` wrote. Raises ConfigError where there is none or it is damaged."""
     if not (folder / "pool.json").is_file():
         raise ConfigError(f"{folder} holds no pool: run `trainer compact prepare` first.")
-    table = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
-    clips = tuple(Clip(**{**row, "onsets": tuple(row["onsets"])}) for row in table)
-    return Pool(np.load(folder / "pool.npy", mmap_mode="r", allow_pickle=False), clips)
+    try:
+        table = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
+        clips = tuple(Clip(**{**row, "onsets": tuple(row["onsets"])}) for row in table)
+        return Pool(np.load(folder / "pool.npy", mmap_mode="r", allow_pickle=False), clips)
+    except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"The pool in {folder} is damaged ({error}): delete the folder and run `trainer compact prepare`."
+        ) from error
 
 
 def _sort(row: IndexRow, pcm: npt.NDArray[np.int16], start: int, tags: tuple[list[float], int] | None) -> Clip | None:

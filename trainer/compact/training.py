@@ -1,4 +1,4 @@
-"""Examples -> embedder with heads for single examples -> LSTM head over windows. Sixth stage of the recipe.
+"""Examples -> embedder with heads for single examples -> LSTM head over windows. Fifth stage of the recipe.
 
 The embedder begins at random. It learns at once what is in each example and what two teachers think of it; half of each
 batch is altered in loudness, colour, band and background and learns the labels alone. What it wrongly believed is
@@ -29,6 +29,7 @@ from trainer.compact.dataset import (
     SLOWLY_TAUGHT_EVERY,
     TAUGHT_POSITIONS,
     TrainingData,
+    load_arrays,
     save_arrays,
 )
 from trainer.compact.pools import FAMILY, LABELS, LOOK_ALIKES
@@ -59,6 +60,7 @@ _SURELY_NOT = -6.0
 _PERHAPS = -3.0
 """A teacher's gunfire logit from which on an example counts among those that it might take for gunfire."""
 _CHECKPOINT_STEPS = 500
+_MADE_BY = "trainer compact train"
 _SCENES_AT_ONCE = 26
 _SENSOR_BANDS = (56.0, 60.0)  # about 5.5 to 6.3 kHz
 
@@ -168,7 +170,6 @@ class Trained:
     head: dict[str, Float32Array]
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         parts = {"embedder": self.embedder, "example_head": self.example_head, "head": self.head}
         named: dict[str, Any] = {f"{part}:{name}": v for part, values in parts.items() for name, v in values.items()}
         save_arrays(path, named)
@@ -184,14 +185,15 @@ class Trained:
 
     @classmethod
     def load(cls, path: Path) -> Trained:
-        """Raises ModelError where nothing was trained yet."""
+        """Raises ModelError where nothing was trained yet or the file is of something else, DataError where damaged."""
         if not path.is_file():
             raise ModelError(f"{path} is missing: run `trainer compact train` first.")
         parts: dict[str, dict[str, Float32Array]] = {"embedder": {}, "example_head": {}, "head": {}}
-        with np.load(path, allow_pickle=False) as stored:
-            for key in stored.files:
-                part, name = key.split(":", 1)
-                parts[part][name] = stored[key]
+        for key, value in load_arrays(path, _MADE_BY).items():
+            part, _, name = key.partition(":")
+            if part not in parts:
+                raise ModelError(f"{path} holds {key!r}, no weights: delete it and run `{_MADE_BY}` again.")
+            parts[part][name] = value
         return cls(**parts)
 
 
@@ -272,7 +274,7 @@ def train_embedder(
 
     Returns the moving average of the weights and each step's loss. ``checkpoint`` (.npz) is written every 500 steps and
     at the end, and taken up again where it is found. Raises ModelError where what was begun is another network, or the
-    checkpoint of a longer run.
+    checkpoint of another or a longer run; DataError where it is damaged.
     """
     if begun is None:
         network, head = CompactNetwork(folded=False, seed=settings.seed), ExampleHead(settings.seed)
@@ -423,10 +425,13 @@ def _restore(path: Path | None, state: Sequence[tf.Variable]) -> tuple[list[floa
     """The losses so far and what was mined, the state set; nothing where there is no checkpoint."""
     if path is None or not path.is_file():
         return [], np.zeros(0, np.int64)
-    with np.load(path, allow_pickle=False) as stored:
+    stored = load_arrays(path, _MADE_BY)
+    try:
         for i, variable in enumerate(state):
             variable.assign(stored[f"{i:04d}"])
         return [float(value) for value in stored["losses"]], stored["mined"]
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"{path} is of another network ({error}): train --again.") from error
 
 
 def hardness(probabilities: tf.Tensor, targets: tf.Tensor, weight: float) -> tf.Tensor:

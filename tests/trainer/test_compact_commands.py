@@ -1,0 +1,192 @@
+"""``trainer compact`` keeps settings apart, and refuses before the work what would fail after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner, Result
+
+from trainer.__main__ import main
+from trainer.compact import commands, evaluation, packaging, training
+from trainer.compact.dataset import save_arrays
+from trainer.compact.training import Trained
+
+Compact = Callable[..., Result]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data folder with one recording to train on."""
+    audio = tmp_path / "data" / "audio"
+    (audio / "shotspotter").mkdir(parents=True)
+    (audio / "shotspotter" / "onsets.csv").write_text("file,num_rounds,onset_seconds\n")
+    (audio / "index.csv").write_text("path,label,split,licence,group\nmine/a.wav,rain,train,CC0,g\n")
+    (audio / "mine").mkdir()
+    soundfile.write(audio / "mine" / "a.wav", np.full(16_000, 0.1), 16_000)
+    return audio.parent
+
+
+@pytest.fixture
+def compact(tmp_path: Path, data: Path) -> Compact:
+    def run(*arguments: object) -> Result:
+        options = ["compact", "--work", tmp_path / "work", "--data-dir", data, *arguments]
+        return CliRunner().invoke(main, [str(option) for option in options])
+
+    return run
+
+
+def test_a_step_with_other_settings_is_refused_with_what_differs(compact: Compact, tmp_path: Path) -> None:
+    options = ("--scenes", 20, "--close-scenes", 0, "--steps", 50)
+    assert compact(*options, "prepare").exit_code == 0
+    again = compact(*options, "prepare")
+    assert (again.exit_code, "prepared already" in again.output) == (0, True)
+    for step in ("prepare", "synthesise", "train", "all"):
+        found = compact("--scenes", 30, "--steps", 50, step)
+        assert found.exit_code == 78
+        assert "--scenes is 30, it was 20; --close-scenes is 4000, it was 0. Give another --work" in found.output
+        assert "--seed 1 --scenes 20 --close-scenes 0 --steps 50." in found.output
+    assert not (tmp_path / "work" / "data").exists()
+
+
+def test_other_recordings_are_other_settings(compact: Compact, data: Path) -> None:
+    assert compact("prepare").exit_code == 0
+    index = data / "audio" / "index.csv"
+    index.write_text(index.read_text() + "mine/b.wav,rain,dev,CC0,g\n")
+    assert compact("prepare").exit_code == 0
+    index.write_text(index.read_text() + "mine/c.wav,rain,train,CC0,g\n")
+    found = compact("prepare")
+    assert found.exit_code == 78
+    assert "index.csv lists other recordings" in found.output
+
+
+def test_a_folder_that_says_nothing_takes_on_the_settings(compact: Compact, tmp_path: Path) -> None:
+    """What an earlier version made."""
+    assert compact("prepare").exit_code == 0
+    path = tmp_path / "work" / "run.json"
+    path.unlink()
+    assert compact("--seed", 3, "prepare").exit_code == 0
+    assert json.loads(path.read_text())["seed"] == 3
+    path.write_text(path.read_text()[:20])
+    found = compact("--seed", 3, "prepare")
+    assert found.exit_code == 78
+    assert "run.json is damaged" in found.output
+
+
+def test_training_again_may_take_other_steps_and_nothing_else(compact: Compact, tmp_path: Path) -> None:
+    trained = tmp_path / "work" / "trained.npz"
+    assert compact("prepare").exit_code == 0
+    save_arrays(trained, {"head:k": np.zeros(3)})
+    assert "trained already" in compact("train").output
+    refused = compact("--steps", 50, "--seed", 2, "train", "--again")
+    assert "--seed is 2, it was 1. Give" in refused.output
+    assert trained.is_file()
+    found = compact("--steps", 50, "train", "--again")
+    assert "trainer compact synthesise" in found.output  # that is missing
+    assert not trained.is_file()
+    assert json.loads((tmp_path / "work" / "run.json").read_text())["steps"] == 50
+
+
+@pytest.fixture
+def exported(compact: Compact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What ``packaging.export`` is told, from a folder where something was trained in 50 steps."""
+    assert compact("--steps", 50, "prepare").exit_code == 0
+    Trained({}, {}, {}).save(tmp_path / "work" / "trained.npz")
+    told: list[dict[str, Any]] = []
+
+    def export(trained: Trained, folder: Path, **options: Any) -> SimpleNamespace:
+        told.append({"folder": folder, **options})
+        return SimpleNamespace(manifest=SimpleNamespace(decision=SimpleNamespace(open_threshold=0.5)))
+
+    recording = evaluation.Recording("ambient/a", "ambient", "rain", False, np.zeros(16_000, np.int16))
+    scored = evaluation.Scored(recording, np.array([0.1], np.float32), 15_360)
+    monkeypatch.setattr(evaluation, "load_recordings", lambda *args: [recording])
+    monkeypatch.setattr(evaluation, "score_recordings", lambda *args, **options: [scored])
+    monkeypatch.setattr(packaging, "operating_curve", lambda *args: [])
+    monkeypatch.setattr(training, "scorer_of", lambda *args: None)
+    monkeypatch.setattr(packaging, "export", export)
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    return told
+
+
+def test_export_says_what_made_the_weights_and_is_named_by_whoever_exports(
+    compact: Compact, exported: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = compact("export", "--name", "mine", "--version", "2.0", "--date", "2026-01-02")
+    assert found.exit_code == 0, found.output
+    told = exported[-1]
+    assert told["command"] == "trainer compact --seed 1 --scenes 5000 --close-scenes 4000 --steps 50 all"
+    assert (told["name"], told["version"], told["date"]) == ("mine", "2.0", "2026-01-02")
+    assert told["data"][0] == "mine"
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    assert compact("--steps", 50, "export").exit_code == 0
+    assert (exported[-1]["name"], exported[-1]["date"]) == ("compact-gunfire", "1970-01-02")
+    assert "--steps is 60, it was 50" in compact("--steps", 60, "export").output
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "soon")
+    assert "SOURCE_DATE_EPOCH" in compact("export").output
+    assert len(exported) == 2
+
+
+@pytest.mark.parametrize("command", ["export", "all"])
+@pytest.mark.parametrize("bad", [("--name", "My model"), ("--version", "two words"), ("--date", "today")])
+def test_names_that_no_package_can_have_are_refused_first(
+    compact: Compact, tmp_path: Path, command: str, bad: tuple[str, str]
+) -> None:
+    found = compact(command, *bad)
+    assert found.exit_code in (2, 78)
+    assert bad[0] in found.output
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("failures", "out.jpeg"), "must end in .png or .svg"),
+        (("failures", "file/out.png"), "folder of .*out.png can't be made"),
+        (("evaluate", "--json", "file/out.json"), "folder of .*out.json can't be made"),
+        (("evaluate", "--json", "."), "is a directory"),
+    ],
+)
+def test_an_output_that_can_not_be_written_is_refused_first(
+    compact: Compact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(commands, "_scorer", lambda *args: pytest.fail("the work began"))
+    found = compact(*arguments)
+    assert found.exit_code in (2, 78)
+    assert re.search(said, found.output), found.output
+
+
+def test_the_folder_of_an_output_is_made(tmp_path: Path) -> None:
+    commands._make_room(tmp_path / "a" / "b" / "out.png")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_teacher_that_is_no_network_is_named(compact: Compact, data: Path) -> None:
+    for package in ("ai_edge_litert", "onnxruntime"):
+        pytest.importorskip(package, reason=f"The teachers need {package}: install the extra `peers`.")
+    (data / "yamnet").mkdir()
+    (data / "yamnet" / "yamnet.tflite").write_bytes(b"junk")
+    found = compact("teach")
+    assert found.exit_code == 78
+    assert "yamnet.tflite or" in found.output
+
+
+def test_tensorflow_writes_no_lines_of_its_own(data: Path, tmp_path: Path) -> None:
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("TF_")}
+    command = [sys.executable, "-m", "trainer", "compact", "--work", str(tmp_path / "w"), "--data-dir", str(data)]
+    found = subprocess.run([*command, "evaluate"], env=environ, capture_output=True, text=True, timeout=120)
+    assert found.stderr.splitlines() == [
+        f"Error: {tmp_path / 'w' / 'trained.npz'} is missing: run `trainer compact train` first."
+    ]

@@ -1,0 +1,98 @@
+"""What a work folder was made with: kept in its ``run.json``, so that no step mixes two settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
+
+from detector.errors import ConfigError, DataError
+from trainer.compact.pools import read_index
+from trainer.run import write_whole
+
+RUN_NAME = "run.json"
+
+
+@dataclass(frozen=True, slots=True)
+class MadeWith:
+    """The options that decide what lies in a work folder, and the recordings.
+
+    Attributes:
+        recordings: hash of the rows of ``index.csv`` that may be trained on; "" where there was no index.
+    """
+
+    seed: int
+    scenes: int
+    close_scenes: int
+    steps: int
+    recordings: str = ""
+
+    @property
+    def by_option(self) -> dict[str, int]:
+        """As the command line spells them."""
+        return {f"--{name.replace('_', '-')}": value for name, value in asdict(self).items() if name != "recordings"}
+
+    @property
+    def command(self) -> str:
+        return f"trainer compact {' '.join(f'{name} {value}' for name, value in self.by_option.items())} all"
+
+
+def recordings_hash(audio_dir: Path) -> str:
+    """Of what may be trained on; "" where there is no index. Raises ConfigError for a bad one."""
+    if not (audio_dir / "index.csv").is_file():
+        return ""
+    rows = [astuple(row) for row in read_index(audio_dir) if row.trainable]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def made_with(work: Path) -> MadeWith | None:
+    """What ``work`` was made with; None where it doesn't say. Raises ConfigError where its run.json is damaged."""
+    path = work / RUN_NAME
+    try:
+        return MadeWith(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is damaged or not of `trainer compact` ({error}): give another --work folder, or delete the file "
+            "and give the options that the folder was made with."
+        ) from error
+
+
+def check(work: Path, wanted: MadeWith, free: Collection[str] = ()) -> MadeWith | None:
+    """What ``work`` was made with. ConfigError that names each option that is another now, but those of ``free``."""
+    kept = made_with(work)
+    if kept is None:
+        return None
+    differences = [
+        f"{name} is {value}, it was {kept.by_option[name]}"
+        for name, value in wanted.by_option.items()
+        if value != kept.by_option[name] and name not in free
+    ]
+    if "" not in (kept.recordings, wanted.recordings) and kept.recordings != wanted.recordings:
+        differences.append("index.csv lists other recordings to train on than it did")
+    if differences:
+        raise ConfigError(
+            f"{work} was made with other settings: {'; '.join(differences)}. Give another --work folder, or the "
+            f"settings that it has: {' '.join(f'{name} {value}' for name, value in kept.by_option.items())}."
+        )
+    return kept
+
+
+def claim(work: Path, wanted: MadeWith, free: Collection[str] = ()) -> None:
+    """``check``, then note ``wanted``. Raises DataError where the disk refuses.
+
+    A folder without run.json takes on ``wanted``, also where something lies in it, as an earlier version wrote none;
+    shards of other settings are then found where they are read.
+    """
+    kept = check(work, wanted, free)
+    wanted = replace(wanted, recordings=wanted.recordings or (kept.recordings if kept else ""))
+    if wanted == kept:
+        return
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{work} can't be made: {error.strerror or error}.") from error
+    write_whole(work / RUN_NAME, json.dumps(asdict(wanted), indent=1).encode() + b"\n")
