@@ -125,7 +125,8 @@ class OperatingPoint(_Section):
 
     Attributes:
         false_positive_rate: share of clips without gunfire at or above the threshold, where clips were evaluated.
-        false_alarms_per_hour: of continuous audio; or of such clips, one after the other.
+        false_alarms_per_hour: of continuous audio; or of such clips, one after the other. From `trainer compact` the
+            upper end of the 95 % interval.
     """
 
     threshold: Probability

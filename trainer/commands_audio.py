@@ -82,18 +82,19 @@ def evaluate_audio_command(
     if not (audio_dir / "index.csv").is_file():
         raise ConfigError(f"--data-dir {data_dir} (environment: DATA_DIR) holds no audio/index.csv; name another.")
     quiet_tensorflow()
-    from trainer.compact.evaluation import is_continuous
-    from trainer.evaluate_audio import examine, read_recordings, read_shots, shots_file
+    from trainer.compact.evaluation import is_continuous, load_recordings
+    from trainer.compact.pools import onsets_file
+    from trainer.evaluate_audio import examine, read_shots
     from trainer.run import write_whole
 
     hop = float(hop_seconds) if hop_seconds is not None else settings.batch.hop_seconds
     subjects, left_out = _subjects(models or ("compact-gunfire",), settings, data_dir if peers else None)
-    if not shots_file(audio_dir).is_file():
-        left_out.append(f"Tagged shots and set shotspotter: {shots_file(audio_dir)} is missing.")
+    if not onsets_file(audio_dir).is_file():
+        left_out.append(f"Tagged shots and set shotspotter: {onsets_file(audio_dir)} is missing.")
     for line in left_out:
         click.echo(f"Left out. {line}", err=True)
     click.echo("Reading and resampling the recordings ...", err=True)
-    recordings = _chosen(read_recordings(audio_dir, cache), sets, audio_dir)
+    recordings = _chosen(load_recordings(audio_dir, cache, tags_needed=False), sets, audio_dir)
     shots = read_shots(audio_dir)
     if not any(is_continuous(recording) for recording in recordings):
         left_out.append("False alerts an hour and a day: no continuous audio (set `ambient`) is among the recordings.")

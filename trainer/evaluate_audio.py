@@ -33,11 +33,9 @@ from trainer.compact.evaluation import (
     Recording,
     false_alerts_section,
     is_continuous,
-    load_recordings,
     poisson_interval,
 )
-from trainer.compact.evaluation import _read as read_reference
-from trainer.compact.pools import read_index
+from trainer.compact.pools import onsets_file
 
 Float32Array = npt.NDArray[np.float32]
 ONSET_TOLERANCE_SECONDS = 0.1
@@ -133,27 +131,12 @@ def _digest(values: npt.NDArray[Any]) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=12).digest()
 
 
-def shots_file(audio_dir: Path) -> Path:
-    return audio_dir / "shotspotter" / "onsets.csv"
-
-
-def read_recordings(audio_dir: Path, cache: Path | None = None) -> list[Recording]:
-    """As ``load_recordings``; without the shots' file all but set ``shotspotter``, and ``cache`` is not used."""
-    if shots_file(audio_dir).is_file():
-        return load_recordings(audio_dir, cache)
-    rows = [row for row in read_index(audio_dir) if row.split == "dev" and row.source != "shotspotter"]
-    return [
-        Recording(row.path, row.source, row.label, row.label == "gunshot", read_reference(audio_dir / row.path))
-        for row in rows
-    ]
-
-
 def read_shots(audio_dir: Path) -> dict[str, tuple[Shot, ...]]:
     """Recording's path -> its tagged shots, from ``shotspotter/onsets.csv``; empty where there is no such file.
 
     Raises DataError for a row that can't be read.
     """
-    path = shots_file(audio_dir)
+    path = onsets_file(audio_dir)
     if not path.is_file():
         return {}
     shots: dict[str, list[Shot]] = {}

@@ -25,7 +25,7 @@ from detector.errors import AudioError, ConfigError, DataError
 from detector.model import FalseAlertsSection
 from trainer.compact.channel import band_limit, quantise
 from trainer.compact.dataset import load_arrays, save_arrays
-from trainer.compact.pools import FAMILY, read_audio, read_index, read_onsets
+from trainer.compact.pools import FAMILY, onsets_file, read_audio, read_index, read_onsets
 
 Int16Array = npt.NDArray[np.int16]
 Float32Array = npt.NDArray[np.float32]
@@ -115,17 +115,19 @@ class Report:
         return tuple(value / self.ambient_hours for value in (self.ambient_alerts, low, high))  # type: ignore[return-value]
 
 
-def load_recordings(audio_dir: Path, cache: Path | None = None, *, quick: bool = False) -> list[Recording]:
+def load_recordings(
+    audio_dir: Path, cache: Path | None = None, *, quick: bool = False, tags_needed: bool = True
+) -> list[Recording]:
     """Every dev recording that can be judged, resampled the reference way; ``cache`` (.npz) saves the resampling.
 
     ``quick`` resamples by polyphase filters instead (differs near the band edge only). Live-fire files without a tagged
-    onset are left out: they are neither. The cache is made anew where it can't be read, or where any file's path, size
-    or time of change is another.
+    onset are left out: they are neither; all of them where there is no table of onsets and ``tags_needed`` is not set.
+    The cache is made anew where it can't be read, or where any file's path, size or time of change is another.
 
     Raises ConfigError where index or onsets are bad, AudioError where a file is, DataError where the cache can't be
     written.
     """
-    tagged = read_onsets(audio_dir)
+    tagged = read_onsets(audio_dir) if tags_needed or onsets_file(audio_dir).is_file() else {}
     rows = [
         row
         for row in read_index(audio_dir)

@@ -135,9 +135,14 @@ def read_index(audio_dir: Path) -> list[IndexRow]:
     return [IndexRow(*values) for _, values in _table(audio_dir / "index.csv", columns)]
 
 
+def onsets_file(audio_dir: Path) -> Path:
+    """The table of tagged live-fire shots."""
+    return audio_dir / "shotspotter" / "onsets.csv"
+
+
 def read_onsets(audio_dir: Path) -> dict[str, tuple[list[float], int]]:
     """Live-fire file -> (onset seconds in order, rounds fired in that test). Raises ConfigError where absent or bad."""
-    path = audio_dir / "shotspotter" / "onsets.csv"
+    path = onsets_file(audio_dir)
     onsets: dict[str, tuple[list[float], int]] = {}
     for line, (file, rounds, seconds) in _table(path, ("file", "num_rounds", "onset_seconds")):
         try:
