@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from trainer.compact.training import Trained, TrainingSettings
     from trainer.compact.work import MadeWith
 
-_VERSION = "0.5.0"
+_VERSION = "0.6.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class _Run:
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    default=10_000,
+    default=8_000,
     show_default=True,
     help="Steps of the embedder's first stage; 40 % as many follow.",
 )
@@ -410,7 +410,7 @@ def _evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None
         changed = evaluation.score_recordings(scorer, evaluation.altered(recordings, treatment), half_hop=True)
         results[f"{treatment}, threshold of the first row"] = evaluation.report(changed, threshold)
     _show(results)
-    for edge in evaluation.edges():
+    for edge in (*evaluation.edges(), evaluation.OVERDRIVEN):
         changed = evaluation.score_recordings(scorer, evaluation.edged(recordings, edge), half_hop=True)
         found = results[f"{edge}, threshold of the first row"] = evaluation.report(changed, threshold)
         ambient = evaluation.ambient_threshold(changed)

@@ -124,10 +124,10 @@ class TrainingSettings:
         mined_fraction: how many of all negatives these are.
     """
 
-    first: Stage = Stage(1, 10_000, 3e-3, mined_at=(0.4, 0.7))
+    first: Stage = Stage(1, 8_000, 3e-3, mined_at=(0.4, 0.7))
     second: Stage = Stage(
         2,
-        4_000,
+        3_200,
         1.5e-3,
         mined_at=(0.0, 0.4),
         alterations=Alterations(0.5, echo=0.3, limited=0.3, sharp=0.5, floor=0.25, mined=0.1),
