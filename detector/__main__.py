@@ -77,8 +77,8 @@ def run_command(config_path: Path | None, bus_path: Path | None) -> None:
 def check_command(config_path: Path | None) -> None:
     """Validate the configuration without starting; print the effective settings with secrets masked.
 
-    The model's manifest is read too (its weights are not): labels must be its own, and the last line says where alerts
-    open and what that means in false alerts.
+    The model's manifest is read too: labels must be its own, and the last line says where alerts open and what that
+    means in false alerts. Its weights are not: that is for `detector models verify`.
     """
     from detector.config import check_report
     from detector.model import load_manifest

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 from typing import TYPE_CHECKING, Literal
 
 from detector.errors import ConfigError
@@ -135,10 +135,10 @@ def threshold_for(false_alerts_per_day: float, counted: FalseAlertsSection) -> f
     n = false_alerts_per_day * counted.audio_hours / 24.0
     odds = [_log_odds(peak) for peak in counted.peaks]
     if n > len(odds):
+        reach = len(odds) * 24.0 / counted.audio_hours
         raise ConfigError(
-            f"decision.false_alerts_per_day: {false_alerts_per_day:g} is over the "
-            f"{len(odds) * 24.0 / counted.audio_hours:.4g} a day that the model's counts reach; ask for fewer, or set "
-            f"decision.open_threshold."
+            f"decision.false_alerts_per_day: {false_alerts_per_day:g} is over the {plain(reach, ROUND_FLOOR)} a day "
+            f"that the model's counts reach; ask for fewer, or set decision.open_threshold."
         )
     if n >= 1.0:  # peak k (from 1) is reached k times; log-linear between two of them
         k = min(int(n), len(odds) - 1)
@@ -152,7 +152,7 @@ def threshold_for(false_alerts_per_day: float, counted: FalseAlertsSection) -> f
         assert least is not None
         raise ConfigError(
             f"decision.false_alerts_per_day: {false_alerts_per_day:g} a day is rarer than any score of this model can "
-            f"promise; ask for {plain(least.per_day)} or more."
+            f"promise; ask for {plain(least.per_day, ROUND_CEILING)} or more."
         )
     return _probability(z)
 
@@ -183,9 +183,9 @@ def expected_per_day(threshold: float, counted: FalseAlertsSection) -> Rate | No
     return Rate(n * countable_per_day)
 
 
-def plain(value: float) -> str:
+def plain(value: float, rounding: str = ROUND_HALF_EVEN) -> str:
     """Two significant digits, never with an exponent: 120, 0.004."""
-    return f"{Decimal(f'{value:.2g}'):f}"
+    return f"{Context(prec=2, rounding=rounding).create_decimal(Decimal(value)).normalize():f}"
 
 
 def _tail(odds: Sequence[float]) -> tuple[float, float]:

@@ -136,7 +136,7 @@ def _quiet(scored: list[Scored]) -> list[Scored]:
 
 
 @pytest.mark.parametrize("edge", evaluation.edges())
-def test_waking_from_digital_silence_and_steps_of_gain_are_no_shots(
+def test_of_waking_from_silence_steps_and_dropouts_come_hardly_any_alerts(
     model: Model, negatives: list[Recording], edge: str
 ) -> None:
     at = evaluation.report(_score(model, evaluation.edged(negatives, edge)), model.manifest.decision.open_threshold)

@@ -92,9 +92,33 @@ def test_training_again_may_take_other_steps_and_nothing_else(compact: Compact, 
     assert "--seed is 2, it was 1. Give" in refused.output
     assert trained.is_file()
     found = compact("--steps", 50, "train", "--again")
-    assert "trainer compact synthesise" in found.output  # that is missing
-    assert not trained.is_file()
-    assert json.loads((tmp_path / "work" / "run.json").read_text())["steps"] == 50
+    assert "trainer compact synthesise" in found.output
+    assert trained.is_file()  # nothing goes before what is needed in its place is there
+    assert json.loads((tmp_path / "work" / "run.json").read_text())["steps"] == 8000
+
+
+def test_a_step_without_its_input_leaves_the_folder_free(compact: Compact, tmp_path: Path) -> None:
+    for step in ("synthesise", "teach", "train"):
+        assert compact(step).exit_code == 78
+    assert not (tmp_path / "work" / "run.json").exists()
+    assert compact("--scenes", 7, "prepare").exit_code == 0
+    assert compact("--scenes", 7, "--steps", 20, "prepare").exit_code == 0
+    assert json.loads((tmp_path / "work" / "run.json").read_text())["steps"] == 8000
+
+
+def test_recordings_that_allow_no_judgement_are_named_before_the_work(compact: Compact, data: Path) -> None:
+    with (data / "audio" / "index.csv").open("a") as file:
+        file.write("mine/b.wav,gunshot,dev,CC0,h\n")
+    found = compact("all")
+    assert found.exit_code == 1
+    assert "lists no recording without gunfire, no continuous audio (folder ambient): add some" in found.output
+
+
+def test_a_folder_with_values_that_are_no_numbers_is_damaged(compact: Compact, tmp_path: Path) -> None:
+    assert compact("prepare").exit_code == 0
+    path = tmp_path / "work" / "run.json"
+    path.write_text(path.read_text().replace("5000", '"x"'))
+    assert "run.json is damaged" in compact("prepare").output
 
 
 @pytest.fixture
@@ -110,6 +134,7 @@ def exported(compact: Compact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     recording = evaluation.Recording("ambient/a", "ambient", "rain", False, np.zeros(16_000, np.int16))
     scored = evaluation.Scored(recording, np.array([0.1], np.float32), 15_360)
+    monkeypatch.setattr(evaluation, "check_recordings", lambda *args: None)
     monkeypatch.setattr(evaluation, "load_recordings", lambda *args: [recording])
     monkeypatch.setattr(evaluation, "score_recordings", lambda *args, **options: [scored])
     monkeypatch.setattr(packaging, "operating_curve", lambda *args: [])
@@ -133,8 +158,15 @@ def test_export_says_what_made_the_weights_and_is_named_by_whoever_exports(
     assert (exported[-1]["name"], exported[-1]["date"]) == ("compact-gunfire", "1970-01-02")
     assert "--steps is 60, it was 50" in compact("--steps", 60, "export").output
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "soon")
-    assert "SOURCE_DATE_EPOCH" in compact("export").output
+    assert "SOURCE_DATE_EPOCH is 'soon', not a number" in compact("export").output
     assert len(exported) == 2
+
+
+def test_a_bad_date_of_the_environment_is_named_before_libraries_stumble_over_it(data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trainer", "compact", "--work", str(tmp_path / "w"), "--data-dir", str(data)]
+    environ = os.environ | {"SOURCE_DATE_EPOCH": "x"}
+    found = subprocess.run([*command, "export"], env=environ, capture_output=True, text=True, timeout=120)
+    assert found.stderr == "Error: SOURCE_DATE_EPOCH is 'x', not a number of seconds since 1970.\n"
 
 
 @pytest.mark.parametrize("command", ["export", "all"])

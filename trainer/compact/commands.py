@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from trainer.compact.work import MadeWith
 
 _VERSION = "0.6.0"
+_STEPS = ("--steps",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +81,20 @@ class _Run:
 
         return replace(self.options, recordings=recordings_hash(self.audio_dir))
 
-    def claim(self, free: Collection[str] = ()) -> None:
-        """Whatever makes something begins with this. Raises ConfigError where the folder has other settings."""
+    def check(self, free: Collection[str] = ()) -> None:
+        """Raises ConfigError where the folder has other settings, but for options ``free``."""
+        from trainer.compact.work import check
+
+        check(self.work, self.wanted, free)
+
+    def claim(self, free: Collection[str] = (), *, keep_steps: bool = False) -> None:
+        """``check``, and note the settings: whatever makes something does so once it has what it needs.
+
+        With ``keep_steps`` the steps may differ, and stay as the folder has them: they decide nothing but training.
+        """
         from trainer.compact.work import claim
 
-        claim(self.work, self.wanted, free)
+        claim(self.work, self.wanted, free, keep_steps=keep_steps)
 
     def made_with(self) -> MadeWith:
         """For what only reads: the folder's settings, ConfigError where the command line names other ones."""
@@ -109,7 +119,11 @@ class _Run:
 
 @click.group("compact")
 @click.option(
-    "--work", type=click.Path(path_type=Path), default=Path("var/compact"), show_default=True, help="Work folder."
+    "--work",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("var/compact"),
+    show_default=True,
+    help="Work folder.",
 )
 @click.option(
     "--data-dir",
@@ -211,6 +225,7 @@ def failures(run: _Run, picture: Path, model_name: str | None) -> None:
 
     pictures.check(picture)
     _make_room(picture)
+    evaluation.check_recordings(run.audio_dir)
     recordings = evaluation.load_recordings(run.audio_dir, run.work / "dev.npz")
     scored = evaluation.score_recordings(_scorer(run, model_name), recordings, half_hop=True)
     pictures.draw(pictures.failures(scored, evaluation.clip_threshold(scored)), picture)
@@ -239,8 +254,9 @@ def _package_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.pass_obj
 def export(run: _Run, out: Path | None, name: str, version: str, date: datetime.datetime | None, after: str) -> None:
     """Write the package: folded weights, thresholds from dev, operating curve, self-test."""
+    day = _day(date)
     quiet_tensorflow()
-    _export(run, _Named.checked(out or run.package, name, version, date), after)
+    _export(run, _Named.checked(out or run.package, name, version, day), after)
 
 
 @compact.command("all")
@@ -255,9 +271,14 @@ def everything(
     version: str,
     date: datetime.datetime | None,
 ) -> None:
-    """Every step in order."""
+    """Prepare, synthesise, teach, train, export, and evaluate the package."""
+    from trainer.compact.evaluation import check_recordings
+
+    day = _day(date)
     quiet_tensorflow()
-    named = _Named.checked(out or run.package, name, version, date)
+    named = _Named.checked(out or run.package, name, version, day)
+    run.check()
+    check_recordings(run.audio_dir)
     _prepare(run)
     _synthesise(run, processes)
     _teach(run)
@@ -276,21 +297,24 @@ class _Named:
     date: str
 
     @classmethod
-    def checked(cls, folder: Path, name: str, version: str, date: datetime.datetime | None) -> _Named:
+    def checked(cls, folder: Path, name: str, version: str, date: str) -> _Named:
         """Raises ConfigError where a manifest can't hold them: before the work."""
         from trainer.export import check_name
 
         check_name(name, version)
-        return cls(folder, name, version, (date or _now()).date().isoformat())
+        return cls(folder, name, version, date)
 
 
-def _now() -> datetime.datetime:
-    """UTC, or what SOURCE_DATE_EPOCH says (reproducible-builds.org/specs/source-date-epoch)."""
+def _day(date: datetime.datetime | None) -> str:
+    """``date``, else what SOURCE_DATE_EPOCH says (reproducible-builds.org/specs/source-date-epoch), else today, UTC.
+
+    Asked for before anything is imported: NumPy reads the variable too, and ends in a traceback for a bad one.
+    """
     seconds = os.environ.get("SOURCE_DATE_EPOCH")
-    if seconds is None:
-        return datetime.datetime.now(datetime.timezone.utc)
     try:
-        return datetime.datetime.fromtimestamp(int(seconds), datetime.timezone.utc)
+        if date is None and seconds is not None:
+            date = datetime.datetime.fromtimestamp(int(seconds), datetime.timezone.utc)
+        return (date or datetime.datetime.now(datetime.timezone.utc)).date().isoformat()
     except (ValueError, OverflowError, OSError) as error:
         raise ConfigError(f"SOURCE_DATE_EPOCH is {seconds!r}, not a number of seconds since 1970.") from error
 
@@ -310,12 +334,12 @@ def _prepare(run: _Run) -> None:
 
     folder = run.work / "pool"
     if (folder / "pool.json").is_file():
-        run.claim()
+        run.claim(keep_steps=True)
         click.echo(f"{folder} is prepared already.")
         return
     started = time.monotonic()
     rows = read_index(run.audio_dir)  # before a folder is made for data that is not there
-    run.claim()
+    run.claim(keep_steps=True)
     pool = build_pool(run.audio_dir, folder, rows)
     hours = len(pool.pcm) / 16_000 / 3600
     click.echo(f"{len(pool.clips)} clips, {hours:.1f} h, in {time.monotonic() - started:.0f} s.")
@@ -323,16 +347,19 @@ def _prepare(run: _Run) -> None:
 
 def _synthesise(run: _Run, processes: int | None) -> None:
     from trainer.compact.dataset import make_shards
+    from trainer.compact.pools import load_pool
 
-    run.claim()
+    run.check(_STEPS)
+    load_pool(run.work / "pool")
+    run.claim(keep_steps=True)
     _shard_by_shard(run, "Scenes", lambda plan: make_shards(plan, processes or os.cpu_count() or 1))
 
 
 def _teach(run: _Run) -> None:
-    from trainer.compact.dataset import teach_shards
+    from trainer.compact.dataset import present, teach_shards
     from trainer.compact.teachers import Teachers
 
-    run.claim()
+    run.check(_STEPS)
     try:
         teachers = Teachers(run.data_dir)
     except GunfireError:
@@ -341,6 +368,8 @@ def _teach(run: _Run) -> None:
         raise ConfigError(
             f"yamnet/yamnet.tflite or ced/ced_tiny.onnx in {run.data_dir} is no network that can be read: {error}"
         ) from error
+    present(run.plans()[0].shards()[0].path)
+    run.claim(keep_steps=True)
     _shard_by_shard(run, "Teachers", lambda plan: teach_shards(plan, teachers))
 
 
@@ -356,25 +385,23 @@ def _shard_by_shard(run: _Run, what: str, step: Callable[[DataPlan], Iterator[in
 
 def _train(run: _Run, again: bool) -> None:
     """Each part is kept in the work folder; an embedder that was stopped goes on from its last checkpoint."""
-    from trainer.compact.work import check
-
     settings = run.settings()
     stages = {"first": settings.first, "second": settings.second}
     paths = {name: run.work / f"{name}.npz" for name in stages}
     kept = {name: run.work / f"{name}.checkpoint.npz" for name in stages}
-    free = ("--steps",) if again else ()  # they decide nothing but what is trained
-    if again:
-        check(run.work, run.wanted, free)
-        for path in (run.trained_path, *paths.values(), *kept.values()):
-            path.unlink(missing_ok=True)
-    run.claim(free)
-    if run.trained_path.is_file():
+    free = _STEPS if again else ()
+    run.check(free)
+    if run.trained_path.is_file() and not again:
         click.echo(f"{run.trained_path} is trained already (--again to train anew).")
         return
     from trainer.compact.dataset import load_data
     from trainer.compact.training import Trained, train_embedder, train_head
 
     data = load_data(*run.plans())
+    run.claim(free)
+    if again:
+        for path in (run.trained_path, *paths.values(), *kept.values()):
+            path.unlink(missing_ok=True)
     with shown(stay=True, lines=True) as tell:
         ends: list[Trained] = []
         for name, stage in stages.items():
@@ -393,6 +420,7 @@ def _evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None
     from trainer.compact.packaging import report_as_json
 
     scorer = _scorer(run, model_name)
+    evaluation.check_recordings(run.audio_dir)
     recordings = evaluation.load_recordings(run.audio_dir, run.work / "dev.npz")
     scored = {0.48: evaluation.score_recordings(scorer, recordings, half_hop=True)}
     scored[0.96] = evaluation.score_recordings(scorer, recordings)
@@ -435,6 +463,7 @@ def _export(run: _Run, named: _Named, after: str = "") -> None:
     made_by = run.made_with().command
     trained = _trained(run)
     data = packaging.data_names(load_pool(run.work / "pool").clips)
+    evaluation.check_recordings(run.audio_dir)
     recordings = evaluation.load_recordings(run.audio_dir, run.work / "dev.npz")
     scorer = scorer_of(trained)
     scored = evaluation.score_recordings(scorer, recordings)

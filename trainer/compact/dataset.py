@@ -222,11 +222,16 @@ def load_data(*plans: DataPlan) -> TrainingData:
     return TrainingData(as_recorded=as_recorded, **{name: np.concatenate(parts.pop(name)) for name in tuple(parts)})
 
 
-def _scenes(shard: Shard, path: Path, made_by: str, leave_out: str = "") -> dict[str, npt.NDArray[Any]]:
-    """What one of the shard's files holds, its first axis the shard's scenes."""
+def present(path: Path) -> Path:
+    """Raises ConfigError where this file of a shard is missing."""
     if not path.is_file():
         raise ConfigError(f"{path} is missing: run `trainer compact synthesise` and `trainer compact teach` first.")
-    arrays = load_arrays(path, made_by, leave_out)
+    return path
+
+
+def _scenes(shard: Shard, path: Path, made_by: str, leave_out: str = "") -> dict[str, npt.NDArray[Any]]:
+    """What one of the shard's files holds, its first axis the shard's scenes."""
+    arrays = load_arrays(present(path), made_by, leave_out)
     for name, value in arrays.items():
         if value.shape[:1] != (shard.count,):
             raise ConfigError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +25,7 @@ from detector.errors import AudioError, ConfigError, DataError
 from detector.model import FalseAlertsSection
 from trainer.compact.channel import band_limit, quantise
 from trainer.compact.dataset import load_arrays, save_arrays
-from trainer.compact.pools import FAMILY, onsets_file, read_audio, read_index, read_onsets
+from trainer.compact.pools import FAMILY, IndexRow, onsets_file, read_audio, read_index, read_onsets
 
 Int16Array = npt.NDArray[np.int16]
 Float32Array = npt.NDArray[np.float32]
@@ -128,11 +128,7 @@ def load_recordings(
     written.
     """
     tagged = read_onsets(audio_dir) if tags_needed or onsets_file(audio_dir).is_file() else {}
-    rows = [
-        row
-        for row in read_index(audio_dir)
-        if row.split == "dev" and (row.source != "shotspotter" or row.path in tagged)
-    ]
+    rows = _dev_rows(audio_dir, tagged)
     paths = [row.path for row in rows]
     key = _cache_key(audio_dir, paths, quick) if cache is not None else ""
     pcms = _cached(cache, key) if cache is not None else None
@@ -145,6 +141,23 @@ def load_recordings(
         Recording(row.path, row.source, row.label, row.label == "gunshot", pcm, tuple(tagged.get(row.path, ((), 0))[0]))
         for row, pcm in zip(rows, pcms, strict=True)
     ]
+
+
+def _dev_rows(audio_dir: Path, tagged: Container[str]) -> list[IndexRow]:
+    rows = read_index(audio_dir)
+    return [row for row in rows if row.split == "dev" and (row.source != "shotspotter" or row.path in tagged)]
+
+
+def check_recordings(audio_dir: Path) -> None:
+    """Raises DataError where split ``dev`` lacks something that thresholds and reports need; reads no audio."""
+    rows = _dev_rows(audio_dir, read_onsets(audio_dir))
+    needed = {
+        "recording labelled gunshot": [row for row in rows if row.label == "gunshot"],
+        "recording without gunfire": [row for row in rows if row.label != "gunshot"],
+        "continuous audio (folder ambient)": [r for r in rows if r.label != "gunshot" and r.source == "ambient"],
+    }
+    if missing := [what for what, found in needed.items() if not found]:
+        raise DataError(f"{audio_dir / 'index.csv'}, split dev, lists no {', no '.join(missing)}: add some.")
 
 
 def _cache_key(audio_dir: Path, paths: Sequence[str], quick: bool) -> str:
@@ -388,7 +401,10 @@ def edged(recordings: Sequence[Recording], edge: str, seed: int = 0) -> list[Rec
 
 
 def edges() -> tuple[str, ...]:
-    """What an operator may expect of any stream: no alert comes of these. ``OVERDRIVEN`` is reported beside them."""
+    """What any stream may hold: at the default threshold at most 2 % of the clips with one alert, and no ambient audio.
+
+    ``OVERDRIVEN`` is only reported.
+    """
     return tuple(edge for edge in _EDGES if edge != OVERDRIVEN)
 
 

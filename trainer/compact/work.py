@@ -51,7 +51,10 @@ def made_with(work: Path) -> MadeWith | None:
     """What ``work`` was made with; None where it doesn't say. Raises ConfigError where its run.json is damaged."""
     path = work / RUN_NAME
     try:
-        return MadeWith(**json.loads(path.read_text(encoding="utf-8")))
+        made = MadeWith(**json.loads(path.read_text(encoding="utf-8")))
+        if not all(type(value) is int for value in made.by_option.values()) or not isinstance(made.recordings, str):
+            raise ValueError("an option is no whole number")
+        return made
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
@@ -81,13 +84,17 @@ def check(work: Path, wanted: MadeWith, free: Collection[str] = ()) -> MadeWith 
     return kept
 
 
-def claim(work: Path, wanted: MadeWith, free: Collection[str] = ()) -> None:
+def claim(work: Path, wanted: MadeWith, free: Collection[str] = (), *, keep_steps: bool = False) -> None:
     """``check``, then note ``wanted``. Raises DataError where the disk refuses.
+
+    With ``keep_steps`` the steps may differ and remain as the folder has them.
 
     A folder without run.json takes on ``wanted``, also where something lies in it, as an earlier version wrote none;
     shards of other settings are then found where they are read.
     """
-    kept = check(work, wanted, free)
+    kept = check(work, wanted, (*free, "--steps") if keep_steps else free)
+    if kept is not None and keep_steps:
+        wanted = replace(wanted, steps=kept.steps)
     wanted = replace(wanted, recordings=wanted.recordings or (kept.recordings if kept else ""))
     if wanted == kept:
         return
