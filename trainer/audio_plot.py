@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from detector.errors import ConfigError
 
 if TYPE_CHECKING:
     from trainer.evaluate_audio import AudioReport, Examination
@@ -16,16 +13,8 @@ if TYPE_CHECKING:
 _COLOURS = ("#0b6e4f", "#b3541e", "#3f5e9d", "#7a3b69", "#555555")
 
 
-def check_plot(path: Path) -> None:
-    """Raises ConfigError for a suffix other than .png or .svg, or without matplotlib, before anything takes time."""
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise ConfigError(f"--plot {path}: the name must end in .png or .svg.")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("--plot needs matplotlib: install the extra `trainer`.")
-
-
 def plot_curves(found: Sequence[Examination], path: Path) -> None:
-    """Write the curves to ``path``, for which ``check_plot`` passed. Raises DataError where the disk refuses."""
+    """Write the curves to ``path``, for which ``check_picture`` passed. Raises DataError where the disk refuses."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

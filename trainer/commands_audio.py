@@ -16,8 +16,8 @@ from rich.console import Console
 from detector.cli import config_option, quiet_tensorflow, settings_of
 from detector.errors import ConfigError, DataError
 from detector.operating_point import plain
-from trainer.audio_plot import check_plot, plot_curves
-from trainer.commands_evaluate import check_outputs
+from trainer.audio_plot import plot_curves
+from trainer.commands_evaluate import check_outputs, check_picture
 from trainer.progress import shown
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def evaluate_audio_command(
     settings = settings_of(config_path)
     check_outputs(output, plot)
     if plot is not None:
-        check_plot(plot)
+        check_picture(plot)
     audio_dir = data_dir / "audio"
     if not (audio_dir / "index.csv").is_file():
         raise ConfigError(f"--data-dir {data_dir} (environment: DATA_DIR) holds no audio/index.csv; name another.")

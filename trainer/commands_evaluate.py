@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import os
 import sys
@@ -261,6 +262,14 @@ def check_outputs(*paths: Path | None) -> None:
             raise ConfigError(f"{path} can't be written: there is no folder {folder}; make it, or name another.")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ConfigError(f"{path} can't be written: folder {folder} may not be written to; name another.")
+
+
+def check_picture(path: Path) -> None:
+    """Raises ConfigError for a suffix other than .png or .svg, or without matplotlib, before anything takes time."""
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise ConfigError(f"{path}: a picture's name must end in .png or .svg.")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("Pictures need matplotlib: install the extra `trainer`.")
 
 
 def read_shown(

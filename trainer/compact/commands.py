@@ -221,9 +221,10 @@ def evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None:
 def failures(run: _Run, picture: Path, model_name: str | None) -> None:
     """Draw the loudest false alarms and the shots least heard into PICTURE (.png or .svg)."""
     quiet_tensorflow()
+    from trainer.commands_evaluate import check_picture
     from trainer.compact import evaluation, pictures
 
-    pictures.check(picture)
+    check_picture(picture)
     _make_room(picture)
     evaluation.check_recordings(run.audio_dir)
     recordings = evaluation.load_recordings(run.audio_dir, run.work / "dev.npz")
@@ -429,9 +430,9 @@ def _evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None
         for hop, each in scored.items()
     }
     if model_name is not None:
-        from detector.model import load_model
+        from detector.model import load_manifest
 
-        opened = load_model(_name_or_path(model_name)).manifest.decision.open_threshold
+        opened = load_manifest(_name_or_path(model_name)).decision.open_threshold
         results |= {f"shipped default, hop {hop} s": evaluation.report(each, opened) for hop, each in scored.items()}
     threshold = evaluation.clip_threshold(scored[0.48])
     for treatment in evaluation.treatments():

@@ -25,7 +25,7 @@ from detector.errors import AudioError, ConfigError, DataError
 from detector.model import FalseAlertsSection
 from trainer.compact.channel import band_limit, quantise
 from trainer.compact.dataset import load_arrays, save_arrays
-from trainer.compact.pools import FAMILY, IndexRow, onsets_file, read_audio, read_index, read_onsets
+from trainer.compact.pools import FAMILY, IndexRow, decode, onsets_file, read_audio, read_index, read_onsets
 
 Int16Array = npt.NDArray[np.int16]
 Float32Array = npt.NDArray[np.float32]
@@ -182,14 +182,7 @@ def _cached(cache: Path, key: str) -> list[Int16Array] | None:
 
 
 def _read(path: Path) -> Int16Array:
-    import soundfile
-
-    try:
-        x, rate_hz = soundfile.read(path, dtype="float64", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path} can't be read: {error}") from error
-    if not len(x):
-        raise AudioError(f"{path} holds no sample: take it out of index.csv.")
+    x, rate_hz = decode(path, "float64")
     return float_to_int16(resample_reference(to_mono(x), rate_hz))
 
 
@@ -395,8 +388,9 @@ def edged(recordings: Sequence[Recording], edge: str, seed: int = 0) -> list[Rec
         raise ConfigError(f"Edge {edge!r} is unknown; there are {', '.join(_EDGES)}.")
     change = _EDGES[edge]
     return [
-        Recording(r.path, r.set, r.label, False, change(np.random.default_rng([seed, crc32(r.path.encode())]), r.pcm))
-        for r in (replace(r, pcm=r.pcm[: 20 * RATE_HZ]) for r in recordings if not r.positive)
+        replace(r, pcm=change(np.random.default_rng([seed, crc32(r.path.encode())]), r.pcm[: 20 * RATE_HZ]))
+        for r in recordings
+        if not r.positive
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from detector.audio import int16_to_float
 from detector.chunk import RATE_HZ
 from detector.embedders.log_mel import log_mel_frames
 from detector.embedders.params import FRONT_END
-from detector.errors import ConfigError, DataError
+from detector.errors import DataError
 from trainer.compact.evaluation import Scored
 
 _SECONDS = 1.92
@@ -29,20 +28,11 @@ def failures(scored: Sequence[Scored], threshold: float) -> list[Scored]:
     return found[: 2 * _COLUMNS]
 
 
-def check(path: Path) -> None:
-    """Raises ConfigError where ``draw`` could not draw to ``path``: another ending, or no matplotlib."""
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise ConfigError(f"{path}: a picture's name must end in .png or .svg.")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("Pictures need matplotlib: install the extra `trainer`.")
-
-
 def draw(found: Sequence[Scored], path: Path) -> None:
     """Two seconds around each one's loudest score, as the network sees them; ``path`` ends in .png or .svg.
 
-    Raises ConfigError as ``check`` does, DataError where the disk refuses.
+    Raises DataError where the disk refuses.
     """
-    check(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

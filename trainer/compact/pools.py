@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -176,19 +177,25 @@ def _table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]
         raise ConfigError(f"{path} can't be read as CSV in UTF-8: {error}.") from error
 
 
-def read_audio(path: Path) -> npt.NDArray[np.int16]:
-    """A file as 16 kHz mono int16 (polyphase resampling: quick, and good enough to train on).
-
-    Raises AudioError where it can't be read or holds no sample.
-    """
+def decode(path: Path, dtype: str) -> tuple[npt.NDArray[Any], int]:
+    """``((n, channels), samples a second)`` of a file. Raises AudioError where it can't be read or holds no sample."""
     import soundfile
 
     try:
-        x, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+        x, rate_hz = soundfile.read(path, dtype=dtype, always_2d=True)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path} can't be read: {error}") from error
     if not len(x):
         raise AudioError(f"{path} holds no sample: take it out of index.csv.")
+    return x, rate_hz
+
+
+def read_audio(path: Path) -> npt.NDArray[np.int16]:
+    """A file as 16 kHz mono int16 (polyphase resampling: quick, and good enough to train on).
+
+    Raises AudioError as ``decode`` does.
+    """
+    x, rate_hz = decode(path, "float32")
     mono = x.mean(axis=1)
     if rate_hz != RATE_HZ:
         divisor = int(np.gcd(rate_hz, RATE_HZ))
