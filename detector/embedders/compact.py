@@ -140,9 +140,7 @@ class CompactNetwork(tf.Module):
             training: use and update batch statistics.
             mixed_precision: products of the convolutions in bfloat16.
         """
-        x = (fine_log_mel - _LOG_MEL_CENTRE) / _LOG_MEL_SCALE
-        x = tf.stack([x, x - tf.reduce_mean(x, axis=1, keepdims=True)], axis=-1)  # (B, 96, 64, 2)
-        x = tf.cast(x, tf.bfloat16 if mixed_precision else tf.float32)
+        x = tf.cast(_channels(fine_log_mel), tf.bfloat16 if mixed_precision else tf.float32)
         for convolution in self._convolutions:
             x = convolution(x, training)
         x = tf.cast(x, tf.float32)
@@ -185,6 +183,26 @@ class CompactNetwork(tf.Module):
         served.load(tensors)
         return served
 
+    def unfolded(self, fine_log_mel: tf.Tensor) -> CompactNetwork:
+        """This folded network in the form that trains: same outputs with ``training=False`` to float32 rounding.
+
+        Args:
+            fine_log_mel: ``(B, 96, 64)``, a thousand examples or so: its batch statistics are theirs.
+        """
+        weights = self.weights()
+        x = _channels(fine_log_mel)
+        for shape in CONVOLUTIONS:
+            kernel, bias = weights[f"{shape.name}/kernel"], weights[f"{shape.name}/bias"]
+            y = tf.nn.conv2d(x, kernel, strides=[1, shape.stride, shape.stride, 1], padding="SAME")
+            mean, variance = (value.numpy() for value in tf.nn.moments(y, [0, 1, 2]))
+            weights[f"{shape.name}/moving_mean"], weights[f"{shape.name}/moving_variance"] = mean, variance
+            weights[f"{shape.name}/scale"] = np.sqrt(variance + np.float32(_NORM_EPSILON))
+            weights[f"{shape.name}/bias"] = bias + mean
+            x = tf.nn.relu(y + bias + x if shape.residual else y + bias)
+        trains = CompactNetwork(folded=False)
+        trains.load(weights)
+        return trains
+
     def _named_variables(self) -> Iterator[tuple[str, tf.Variable]]:
         for convolution, shape in zip(self._convolutions, CONVOLUTIONS, strict=True):
             yield f"{shape.name}/kernel", convolution.kernel
@@ -195,6 +213,12 @@ class CompactNetwork(tf.Module):
                 yield f"{shape.name}/moving_variance", convolution.moving_variance
         yield "embedding/weights", self.dense_weights
         yield "embedding/bias", self.dense_bias
+
+
+def _channels(fine_log_mel: tf.Tensor) -> tf.Tensor:
+    """``(B, 96, 64)`` -> ``(B, 96, 64, 2)``: see ``CONVOLUTIONS``."""
+    x = (fine_log_mel - _LOG_MEL_CENTRE) / _LOG_MEL_SCALE
+    return tf.stack([x, x - tf.reduce_mean(x, axis=1, keepdims=True)], axis=-1)
 
 
 def finer(log_mel: tf.Tensor) -> tf.Tensor:

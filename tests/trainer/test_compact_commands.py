@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,7 +56,7 @@ def test_a_step_with_other_settings_is_refused_with_what_differs(compact: Compac
         found = compact("--scenes", 30, "--steps", 50, step)
         assert found.exit_code == 78
         assert "--scenes is 30, it was 20; --close-scenes is 4000, it was 0. Give another --work" in found.output
-        assert "--seed 1 --scenes 20 --close-scenes 0 --steps 50." in found.output
+        assert "--seed 1 --scenes 20 --close-scenes 0 --steps 50 --rounds 2." in found.output
     assert not (tmp_path / "work" / "data").exists()
 
 
@@ -94,7 +95,7 @@ def test_training_again_may_take_other_steps_and_nothing_else(compact: Compact, 
     found = compact("--steps", 50, "train", "--again")
     assert "trainer compact synthesise" in found.output
     assert trained.is_file()  # nothing goes before what is needed in its place is there
-    assert json.loads((tmp_path / "work" / "run.json").read_text())["steps"] == 8000
+    assert json.loads((tmp_path / "work" / "run.json").read_text())["steps"] == 7500
 
 
 def test_a_step_without_its_input_leaves_the_folder_free(compact: Compact, tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_a_step_without_its_input_leaves_the_folder_free(compact: Compact, tmp_p
     assert not (tmp_path / "work" / "run.json").exists()
     assert compact("--scenes", 7, "prepare").exit_code == 0
     assert compact("--scenes", 7, "--steps", 20, "prepare").exit_code == 0
-    assert json.loads((tmp_path / "work" / "run.json").read_text())["steps"] == 8000
+    assert json.loads((tmp_path / "work" / "run.json").read_text())["steps"] == 7500
 
 
 def test_recordings_that_allow_no_judgement_are_named_before_the_work(compact: Compact, data: Path) -> None:
@@ -150,7 +151,7 @@ def test_export_says_what_made_the_weights_and_is_named_by_whoever_exports(
     found = compact("export", "--name", "mine", "--version", "2.0", "--date", "2026-01-02")
     assert found.exit_code == 0, found.output
     told = exported[-1]
-    assert told["command"] == "trainer compact --seed 1 --scenes 5000 --close-scenes 4000 --steps 50 all"
+    assert told["command"] == "trainer compact --seed 1 --scenes 5000 --close-scenes 4000 --steps 50 --rounds 2 all"
     assert (told["name"], told["version"], told["date"]) == ("mine", "2.0", "2026-01-02")
     assert told["data"][0] == "mine"
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
@@ -160,6 +161,38 @@ def test_export_says_what_made_the_weights_and_is_named_by_whoever_exports(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "soon")
     assert "SOURCE_DATE_EPOCH is 'soon', not a number" in compact("export").output
     assert len(exported) == 2
+
+
+def test_export_says_from_which_package_training_went_on(
+    compact: Compact, exported: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    path = tmp_path / "work" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"begun": "mine 1.0"}))
+    assert compact("export").exit_code == 0
+    assert exported[-1]["command"].endswith("--steps 50 --rounds 2 train --from (mine 1.0)")
+    assert exported[-1]["data"][-1] == "whatever mine 1.0 had learnt from"
+    assert compact("--steps", 50, "prepare").exit_code == 0  # and what decides no training leaves it as it is
+    assert json.loads(path.read_text())["begun"] == "mine 1.0"
+    found = compact("--steps", 50, "train")
+    assert found.exit_code == 78
+    assert "--from is not given, it was mine 1.0" in found.output
+
+
+def test_training_goes_on_from_a_package_of_this_kind_alone(compact: Compact, tmp_path: Path) -> None:
+    assert compact("prepare").exit_code == 0
+    found = compact("train", "--from", "vggish-audioset")
+    assert found.exit_code == 78
+    assert "its embedder is 'vggish'; only a compact one can go on here" in found.output
+    assert "trainer compact synthesise" in compact("train", "--from", "compact-gunfire").output
+    assert json.loads((tmp_path / "work" / "run.json").read_text())["begun"] == ""  # nothing was begun
+
+
+def test_a_round_is_half_of_the_scenes(tmp_path: Path) -> None:
+    run = commands._Run(tmp_path, tmp_path, 1, 40, 20, 10, 1, frozenset())
+    twice = replace(run, rounds=2)
+    assert [len(plan) for plan in run.plans()] == [60, 45]
+    assert twice.plans()[:2] == run.plans()
+    assert len({plan.seed for plan in twice.plans()}) == 4
 
 
 def test_a_bad_date_of_the_environment_is_named_before_libraries_stumble_over_it(data: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ MAKERS: list[Callable[[np.random.Generator], np.ndarray]] = [
     lambda rng: synthesis.shot(rng, 120.0)[0],
     lambda rng: synthesis.place_response(rng, "urban"),
     lambda rng: synthesis.babble(rng, 1.0),
+    lambda rng: synthesis.machinery(rng, 16_000),
 ]
 
 

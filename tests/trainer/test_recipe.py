@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 
 from detector.audio import int16_to_float
 from detector.chunk import RATE_HZ
+from detector.embedders.compact import CompactNetwork
 from detector.embedders.log_mel import log_mel_examples
 from detector.embedders.params import EXAMPLE_SAMPLES
 from detector.errors import ConfigError, ModelError
@@ -24,9 +26,11 @@ from trainer.compact.dataset import (
     TAUGHT_POSITIONS,
     DataPlan,
     TrainingData,
+    load_arrays,
     load_data,
     make_shard,
     make_shards,
+    save_arrays,
     teach_shards,
 )
 from trainer.compact.packaging import choose_thresholds, export, operating_curve
@@ -43,14 +47,18 @@ from trainer.compact.scenes import (
 from trainer.compact.teachers import CED_CLASSES, YAMNET_CLASSES, YAMNET_EMBEDDING, YAMNET_GUNFIRE, Teachers
 from trainer.compact.training import (
     Alterations,
+    Draws,
+    ExampleHead,
     Trained,
     TrainingSettings,
     augment,
+    begin_from,
     belief,
     recorded_otherwise,
     scorer_of,
     train_embedder,
     train_head,
+    wrongly_believed,
 )
 
 
@@ -230,7 +238,7 @@ def test_teachers_answer_for_every_class_of_theirs(plan: DataPlan, data: Trainin
     scenes, taught = plan.scenes + plan.close_scenes, len(TAUGHT_POSITIONS)
     assert data.yamnet_logits.shape == (scenes, taught, YAMNET_CLASSES)
     assert data.yamnet_embeddings.shape == (scenes, taught, YAMNET_EMBEDDING)
-    assert data.ced_probabilities.shape == (scenes, 10, CED_CLASSES)
+    assert data.ced_probabilities.shape == (scenes, 5, CED_CLASSES)
     assert ((data.ced_probabilities >= 0) & (data.ced_probabilities <= 1)).all()
 
 
@@ -241,6 +249,93 @@ def test_shards_are_kept_and_made_again_alike(plan: DataPlan, data: TrainingData
     assert shard.path.stat().st_mtime_ns == before
     make_shard(plan, shard)
     np.testing.assert_array_equal(data.targets, load_data(plan).targets)
+
+
+def test_opinions_of_another_version_are_named(plan: DataPlan, data: TrainingData, tmp_path: Path) -> None:
+    other = replace(plan, folder=tmp_path)
+    for mine, theirs in zip(plan.shards(), other.shards(), strict=True):
+        shutil.copy(mine.path, theirs.path)
+        arrays = load_arrays(mine.taught_path, "")
+        save_arrays(
+            theirs.taught_path, arrays | {"ced_probabilities": np.repeat(arrays["ced_probabilities"], 2, axis=1)}
+        )
+    with pytest.raises(ConfigError, match=r"10 examples a scene, not 5.*trainer compact teach"):
+        load_data(other)
+
+
+def test_only_sure_negatives_are_mined_and_the_most_believed_of_them(
+    data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, head = CompactNetwork(folded=False, seed=3), ExampleHead(3)
+    monkeypatch.setattr("trainer.compact.training._ASKED_AT_ONCE", 70)
+    settings = replace(TrainingSettings(), mined_fraction=0.1)
+    mined = wrongly_believed(data, network, head, settings, settings.first)
+
+    scenes, numbers = (part.ravel() for part in np.indices((len(data), len(TAUGHT_POSITIONS))))
+    positions = numbers * TAUGHT_POSITIONS.step
+    logits = head(network.embedding(network.pooled(tf.cast(data.examples(scenes, positions), tf.float32)))).numpy()
+    gunfire = logits[:, :2].max(axis=1)
+    sure = ((data.targets[scenes, positions, :2] == 0) & (data.weights[scenes, positions, :2] > 0.99)).all(axis=1)
+    assert 0 < len(mined) == int(0.1 * sure.sum())
+    assert sure[mined].all()
+    left = np.setdiff1d(np.flatnonzero(sure), mined)
+    assert gunfire[mined].min() > gunfire[left].max() - 0.1  # mined in half precision
+
+
+def test_negatives_can_be_mined_among_some_of_the_scenes(data: TrainingData) -> None:
+    network, head = CompactNetwork(folded=False, seed=3), ExampleHead(3)
+    settings = replace(TrainingSettings(), mined_fraction=1.0)
+    stage = replace(settings.onward, mined_scenes=0.5)
+    among = np.unique(wrongly_believed(data, network, head, settings, stage) // len(TAUGHT_POSITIONS))
+    every = np.unique(wrongly_believed(data, network, head, settings, settings.first) // len(TAUGHT_POSITIONS))
+    assert len(data) / 4 < len(among) <= len(data) / 2 < len(every)
+
+
+def test_training_goes_on_from_a_served_embedder(data: TrainingData) -> None:
+    served = CompactNetwork(folded=True, seed=5)
+    settings = replace(TrainingSettings(), batch_examples=32, example_head_steps=150)
+    said: list[str] = []
+    begun = begin_from(served, data, settings, lambda *args: said.append(args[2]))
+    assert float(said[-1].split()[1]) < 0.7 * float(said[0].split()[1])
+    x = tf.cast(data.examples(np.array([3, 4]), np.array([0, 17])), tf.float32)
+    wanted = served.embedding(served.pooled(x)).numpy()
+    network = CompactNetwork(folded=False)
+    network.load(begun.embedder)
+    np.testing.assert_allclose(network.embedding(network.pooled(x)), wanted, atol=1e-4)
+    # Nor do the first steps shake it: a batch's own statistics are much like those it was given.
+    rng = np.random.default_rng(0)
+    many = tf.cast(data.examples(rng.integers(0, len(data), 200), rng.integers(0, POSITIONS, 200)), tf.float32)
+    served_many = served.embedding(served.pooled(many)).numpy()
+    apart = network.embedding(network.pooled(many, training=True)).numpy() - served_many
+    assert np.sqrt(np.mean(apart**2)) < 0.25 * served_many.std()
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_products_are_in_bfloat16_where_that_is_quicker(
+    data: TrainingData, monkeypatch: pytest.MonkeyPatch, quick: bool
+) -> None:
+    used: set[bool] = set()
+    pooled = CompactNetwork.pooled
+
+    def noted(
+        self: CompactNetwork, x: tf.Tensor, *, training: bool = False, mixed_precision: bool = False
+    ) -> tf.Tensor:
+        used.add(mixed_precision)
+        return pooled(self, x, training=training)
+
+    monkeypatch.setattr(CompactNetwork, "pooled", noted)
+    monkeypatch.setattr("trainer.compact.training.quick_in_bfloat16", lambda: quick)
+    settings = TrainingSettings(batch_examples=16)
+    stage = replace(settings.first, steps=1, mined_at=(0.0,))
+    train_embedder(data, settings, stage, lambda *args: None)
+    assert used == {quick}
+
+
+def test_half_of_what_is_drawn_at_random_was_shown_to_the_slow_teacher(data: TrainingData) -> None:
+    settings = replace(TrainingSettings(), perhaps_share=0.0, batch_examples=256)
+    draws = Draws.of(data, settings, settings.first)
+    asked = np.mean([draws.batch(step)[-1].mean() for step in range(20)])
+    assert 0.58 < asked < 0.68  # a half, and five in nineteen of the other half
 
 
 def test_missing_steps_are_named(tmp_path: Path, plan: DataPlan) -> None:
@@ -383,6 +478,7 @@ def test_the_mean_of_paths_is_that_of_every_weight() -> None:
     np.testing.assert_allclose(mean.embedder["k"], 3.0)
     np.testing.assert_allclose(mean.example_head["weights"], 3.0)
     assert mean.embedder["k"].dtype == np.float32
+    np.testing.assert_allclose(Trained.mean([run(1.0), run(2.0)], (0.75, 0.25)).embedder["k"], 1.25)
 
 
 def test_belief_is_swayed_by_either_and_by_what_speaks_against() -> None:

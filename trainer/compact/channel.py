@@ -18,7 +18,7 @@ from trainer.compact.synthesis import coloured_noise
 
 FloatArray = npt.NDArray[np.float32]
 _MU_LAW = 0
-_QUIETEST_PEAK_DBFS = {16: -50.0, 12: -42.0, 8: -36.0, _MU_LAW: -42.0}
+_QUIETEST_PEAK_DBFS = {16: -50.0, 12: -42.0, 8: -40.0, _MU_LAW: -42.0}
 _QUANTISATION_DBFS = {16: -101.0, 12: -77.0, 8: -53.0, _MU_LAW: -70.0}
 
 
@@ -67,7 +67,7 @@ def record(rng: np.random.Generator, x: FloatArray, *, codecs: bool = True, loud
     if rng.random() < 0.1:
         x = x + np.float32(rng.uniform(-0.05, 0.05))
     x, audible = _silence(rng, x)
-    if not audible.all() and rng.random() < 0.3:  # wakes loud: what begins at once and clipped is no shot yet
+    if not audible.all() and rng.random() < 0.5:  # wakes loud: what begins at once and clipped is no shot yet
         louder = 10 ** (rng.uniform(0, 22) / 20)
         x, gain = x * np.float32(louder), gain * louder
     pcm = mu_law(x) if bits == _MU_LAW else quantise(x, bits)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from trainer.compact.training import Trained, TrainingSettings
     from trainer.compact.work import MadeWith
 
-_VERSION = "0.6.0"
-_STEPS = ("--steps",)
+_VERSION = "0.7.0"
+_TRAINING = ("--steps", "--from")
+"""Options that decide nothing but training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,10 @@ class _Run:
     scenes: int
     close_scenes: int
     steps: int
+    rounds: int
     given: frozenset[str]
     """Options that the command line names, spelled so."""
+    begun: str = ""
 
     @property
     def audio_dir(self) -> Path:
@@ -72,7 +75,7 @@ class _Run:
     def options(self) -> MadeWith:
         from trainer.compact.work import MadeWith
 
-        return MadeWith(self.seed, self.scenes, self.close_scenes, self.steps)
+        return MadeWith(self.seed, self.scenes, self.close_scenes, self.steps, rounds=self.rounds, begun=self.begun)
 
     @property
     def wanted(self) -> MadeWith:
@@ -90,7 +93,7 @@ class _Run:
     def claim(self, free: Collection[str] = (), *, keep_steps: bool = False) -> None:
         """``check``, and note the settings: whatever makes something does so once it has what it needs.
 
-        With ``keep_steps`` the steps may differ, and stay as the folder has them: they decide nothing but training.
+        With ``keep_steps`` what decides nothing but training may differ, and stays as the folder has it.
         """
         from trainer.compact.work import claim
 
@@ -100,16 +103,17 @@ class _Run:
         """For what only reads: the folder's settings, ConfigError where the command line names other ones."""
         from trainer.compact.work import check
 
-        return check(self.work, self.options, self.options.by_option.keys() - self.given) or self.options
+        return check(self.work, self.options, {*self.options.by_option} - self.given | {"--from"}) or self.options
 
     def plans(self) -> tuple[DataPlan, ...]:
-        """Mixtures; and whole recordings moved elsewhere: as many, and a quarter of the close ones. All of it twice."""
+        """Mixtures; and whole recordings moved elsewhere: as many, and a quarter of the close ones. All each round."""
         from trainer.compact.dataset import DataPlan
 
         mixed = DataPlan(self.work / "pool", self.work / "data", self.scenes, self.seed, self.close_scenes)
         moved = replace(mixed, mixture="elsewhere", close_scenes=self.close_scenes // 4)
         seed = self.seed
-        return mixed, replace(moved, seed=seed + 4), replace(mixed, seed=seed + 6), replace(moved, seed=seed + 8)
+        both = mixed, replace(moved, seed=seed + 4), replace(mixed, seed=seed + 6), replace(moved, seed=seed + 8)
+        return both[: 2 * self.rounds]
 
     def settings(self) -> TrainingSettings:
         from trainer.compact.training import TrainingSettings
@@ -139,7 +143,7 @@ class _Run:
     type=click.IntRange(1),
     default=5_000,
     show_default=True,
-    help="Scenes of ten examples, four times: mixed, and moved elsewhere, and both again.",
+    help="Scenes of ten examples, twice in each round: mixed, and moved elsewhere.",
 )
 @click.option(
     "--close-scenes",
@@ -151,10 +155,11 @@ class _Run:
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    default=8_000,
+    default=7_500,
     show_default=True,
     help="Steps of the embedder's first stage; 40 % as many follow.",
 )
+@click.option("--rounds", type=click.IntRange(1, 2), default=2, show_default=True, help="How often all these are made.")
 @click.pass_context
 def compact(context: click.Context, /, **options: Any) -> None:
     """Make the built-in model: prepare, synthesise, teach, train, evaluate, export (or all)."""
@@ -187,11 +192,28 @@ def teach(run: _Run) -> None:
 
 @compact.command()
 @click.option("--again", is_flag=True, help="Train although something is trained already; --steps may be others.")
+@click.option(
+    "--from",
+    "begun",
+    default=None,
+    help="Go on from this package's embedder (name or folder) instead of random weights: one stage, 40 % of --steps.",
+)
 @click.pass_obj
-def train(run: _Run, again: bool) -> None:
+def train(run: _Run, again: bool, begun: str | None) -> None:
     """Train the embedder, then the LSTM head; stopped, the embedder goes on from its last checkpoint."""
     quiet_tensorflow()
-    _train(run, again)
+    if begun is None:
+        _train(run, again)
+        return
+    from detector.model import load_manifest
+    from trainer.export import embedder_parts
+
+    parts, manifest = embedder_parts(begun), load_manifest(_name_or_path(begun))
+    if parts.embedder["kind"] != "compact" or parts.weights is None:
+        raise ConfigError(
+            f"--from {begun}: its embedder is {parts.embedder['kind']!r}; only a compact one can go on here."
+        )
+    _train(replace(run, begun=f"{manifest.name} {manifest.version}"), again, parts.weights)
 
 
 @compact.command()
@@ -350,7 +372,7 @@ def _synthesise(run: _Run, processes: int | None) -> None:
     from trainer.compact.dataset import make_shards
     from trainer.compact.pools import load_pool
 
-    run.check(_STEPS)
+    run.check(_TRAINING)
     load_pool(run.work / "pool")
     run.claim(keep_steps=True)
     _shard_by_shard(run, "Scenes", lambda plan: make_shards(plan, processes or os.cpu_count() or 1))
@@ -360,7 +382,7 @@ def _teach(run: _Run) -> None:
     from trainer.compact.dataset import present, teach_shards
     from trainer.compact.teachers import Teachers
 
-    run.check(_STEPS)
+    run.check(_TRAINING)
     try:
         teachers = Teachers(run.data_dir)
     except GunfireError:
@@ -384,33 +406,44 @@ def _shard_by_shard(run: _Run, what: str, step: Callable[[DataPlan], Iterator[in
                 tell(name, done, len(plan), "")
 
 
-def _train(run: _Run, again: bool) -> None:
+def _train(run: _Run, again: bool, begun: Mapping[str, Any] | None = None) -> None:
     """Each part is kept in the work folder; an embedder that was stopped goes on from its last checkpoint."""
     settings = run.settings()
-    stages = {"first": settings.first, "second": settings.second}
-    paths = {name: run.work / f"{name}.npz" for name in stages}
-    kept = {name: run.work / f"{name}.checkpoint.npz" for name in stages}
-    free = _STEPS if again else ()
+    every = {"first": settings.first, "second": settings.second, "onward": settings.onward}
+    paths = {name: run.work / f"{name}.npz" for name in ("begun", *every)}
+    kept = {name: run.work / f"{name}.checkpoint.npz" for name in every}
+    stages = ("first", "second") if begun is None else ("onward",)
+    made = [path for path in (run.trained_path, *paths.values(), *kept.values()) if path.is_file()]
+    free = _TRAINING if again else () if made else ("--from",)
     run.check(free)
     if run.trained_path.is_file() and not again:
         click.echo(f"{run.trained_path} is trained already (--again to train anew).")
         return
+    from detector.embedders.compact import CompactNetwork
     from trainer.compact.dataset import load_data
-    from trainer.compact.training import Trained, train_embedder, train_head
+    from trainer.compact.training import Trained, begin_from, quick_in_bfloat16, train_embedder, train_head
 
     data = load_data(*run.plans())
     run.claim(free)
     if again:
-        for path in (run.trained_path, *paths.values(), *kept.values()):
+        for path in made:
             path.unlink(missing_ok=True)
+    if not quick_in_bfloat16():
+        click.echo("Products in float32: this machine is no quicker in bfloat16, so expect three times as long.")
     with shown(stay=True, lines=True) as tell:
         ends: list[Trained] = []
-        for name, stage in stages.items():
+        if begun is not None:
+            if not paths["begun"].is_file():
+                served = CompactNetwork()
+                served.load(begun)
+                begin_from(served, data, settings, partial(tell, "Example head")).save(paths["begun"])
+            ends.append(Trained.load(paths["begun"]))
+        for name in stages:
             if not paths[name].is_file():
-                said, begun = partial(tell, f"Embedder ({name})"), ends[-1] if ends else None
-                train_embedder(data, settings, stage, said, kept[name], begun)[0].save(paths[name])
+                said, last = partial(tell, f"Embedder ({name})"), ends[-1] if ends else None
+                train_embedder(data, settings, every[name], said, kept[name], last)[0].save(paths[name])
             ends.append(Trained.load(paths[name]))
-        trained = Trained.mean(ends)
+        trained = Trained.mean(ends, None if begun is None else (1.0 - settings.onward_share, settings.onward_share))
         lstm, _ = train_head(data, trained, settings, partial(tell, "LSTM head"))
     head = {name: variable.numpy() for name, variable in lstm.named_variables().items()}
     Trained(trained.embedder, trained.example_head, head).save(run.trained_path)
@@ -461,9 +494,11 @@ def _export(run: _Run, named: _Named, after: str = "") -> None:
     from trainer.compact.pools import load_pool
     from trainer.compact.training import scorer_of
 
-    made_by = run.made_with().command
+    made = run.made_with()
     trained = _trained(run)
     data = packaging.data_names(load_pool(run.work / "pool").clips)
+    if made.begun:
+        data.append(f"whatever {made.begun} had learnt from")
     evaluation.check_recordings(run.audio_dir)
     recordings = evaluation.load_recordings(run.audio_dir, run.work / "dev.npz")
     scorer = scorer_of(trained)
@@ -479,7 +514,7 @@ def _export(run: _Run, named: _Named, after: str = "") -> None:
         named.folder,
         name=named.name,
         version=named.version,
-        command=f"{after}; trainer compact export" if after else made_by,
+        command=f"{after}; trainer compact export" if after else made.command,
         date=named.date,
         data=data,
         thresholds=packaging.choose_thresholds(dense, treated),

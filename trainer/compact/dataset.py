@@ -43,8 +43,9 @@ POSITION_FRAMES = EXAMPLE_FRAMES // POSITIONS_A_HOP
 EXAMPLE_POSITIONS = range(0, POSITIONS, POSITIONS_A_HOP)
 """Of the examples that follow one another in a stream, as the LSTM sees them."""
 TAUGHT_POSITIONS = range(0, POSITIONS, 4)
-"""Where the quick teacher is asked, every 0.48 s; the slow one at every second of these."""
-SLOWLY_TAUGHT_EVERY = 2
+"""Where the quick teacher is asked, every 0.48 s; the slow one at every fourth of these."""
+SLOWLY_TAUGHT_EVERY = 4
+SLOWLY_TAUGHT = len(TAUGHT_POSITIONS[::SLOWLY_TAUGHT_EVERY])
 
 _MADE_BY, _TAUGHT_BY = "trainer compact synthesise", "trainer compact teach"
 
@@ -55,7 +56,7 @@ Float16Array = npt.NDArray[np.float16]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingData:
-    """Scenes in memory, S of them, cut into P = 73 examples of which T = 19 were shown to YAMNet and C = 10 to CED.
+    """Scenes in memory, S of them, cut into P = 73 examples of which T = 19 were shown to YAMNet and C = 5 to CED.
 
     Attributes:
         log_mel: ``(S, 960, 64)`` float16 over the network's fine offset: an example is any 96 rows.
@@ -217,6 +218,11 @@ def load_data(*plans: DataPlan) -> TrainingData:
     for shard in shards:
         for path, made_by in ((shard.path, _MADE_BY), (shard.taught_path, _TAUGHT_BY)):
             for name, value in _scenes(shard, path, made_by, leave_out="pcm").items():
+                if name == "ced_probabilities" and value.shape[1] != SLOWLY_TAUGHT:
+                    raise ConfigError(
+                        f"{path} holds CED's opinion of {value.shape[1]} examples a scene, not {SLOWLY_TAUGHT}: "
+                        f"another version made it. Delete it and run `{made_by}` again."
+                    )
                 parts.setdefault(name, []).append(value)
     as_recorded = np.array([is_as_recorded(s.seed, s.first + i, s.mixture) for s in shards for i in range(s.count)])
     return TrainingData(as_recorded=as_recorded, **{name: np.concatenate(parts.pop(name)) for name in tuple(parts)})

@@ -124,7 +124,17 @@ def _composition(mixture: str, draw: float) -> str:
 
 
 def _background(rng: np.random.Generator, pool: Pool) -> FloatArray:
-    """One or two recorded backgrounds, or made noise or babble; RMS 1."""
+    """One or two recorded backgrounds, or made noise or babble; RMS 1, but for a machine in some of them.
+
+    A machine's hum may be far louder than all the rest and hide little of it: events are set against the rest.
+    """
+    x = _without_machine(rng, pool)
+    if rng.random() < 0.2:
+        x = x + np.float32(10 ** (rng.uniform(-10, 25) / 20)) * synthesis.machinery(rng, SCENE_SAMPLES)
+    return x
+
+
+def _without_machine(rng: np.random.Generator, pool: Pool) -> FloatArray:
     x = np.zeros(SCENE_SAMPLES, np.float32)
     for _ in range(1 if rng.random() < 0.7 else 2):
         draw = rng.random()

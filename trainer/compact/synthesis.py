@@ -101,9 +101,9 @@ def _diffuse(
     tail = sum(
         band * np.exp(-6.9 * t * factor / decay_seconds) * weight
         for band, factor, weight in (
-            (low, 1.0, rng.uniform(1.0, 3.0)),
+            (low, 1.0, 10 ** rng.uniform(-0.8, 0.5)),
             (middle, 1.3, 1.0),
-            (high, treble, rng.uniform(0.3, 1.0)),
+            (high, treble, 10 ** rng.uniform(-1.0, 0.0)),
         )
     )
     return np.asarray(level * (1 - np.exp(-t / rise_seconds)) * tail)
@@ -481,6 +481,32 @@ def coloured_noise(rng: np.random.Generator, n: int) -> Samples:
     spectrum *= ((np.maximum(f, 60.0) / 1000.0) ** (slope_db / 6.02)).astype(np.float32)
     noise = fft.irfft(spectrum, size)[:n] * np.exp(rng.uniform(0, 0.4) * _wander(rng, n, 0.5))
     return np.asarray(noise / (np.sqrt(np.mean(noise**2)) + 1e-12), np.float32)
+
+
+def machinery(rng: np.random.Generator, n: int) -> Samples:
+    """Fans, compressors, mains: one to three rows of harmonics of 15 to 400 Hz over bands of noise, steady; RMS 1."""
+    out = np.zeros(n)
+    for _ in range(rng.integers(1, 4)):
+        base_hz, slope_db = float(np.exp(rng.uniform(math.log(15), math.log(400)))), rng.uniform(-12, -1)
+        turns = np.cumsum(1 + rng.choice([0.0, 0.003, 0.02]) * _wander(rng, n, 0.5)) * (base_hz / RATE_HZ)
+        k = np.arange(1, 1 + min(int(rng.integers(1, 24)), int(6000 / base_hz)))
+        levels_db = slope_db * np.log2(k) + rng.normal(0, 6, len(k))
+        row = np.zeros(2049, np.complex128)
+        row[k] = 10 ** (levels_db / 20) * np.exp(1j * rng.uniform(0, 6.28, len(k)))
+        one_turn = fft.irfft(row) * 2048
+        out += one_turn[((turns % 1.0) * 4096).astype(np.int64) % 4096]
+    out /= np.sqrt(np.mean(out**2)) + 1e-12
+    if bands := rng.integers(0, 5):
+        size = fft.next_fast_len(n, real=True)
+        octaves = np.log2(np.maximum(np.fft.rfftfreq(size, 1.0 / RATE_HZ), 1.0))
+        gain = np.zeros(len(octaves))
+        for _ in range(bands):
+            centre, width, level_db = np.log2(10 ** rng.uniform(1.7, 3.5)), rng.uniform(0.05, 1.0), rng.uniform(-20, 10)
+            shape = np.exp(-(((octaves - centre) / width) ** 2))
+            gain += 10 ** (level_db / 20) * shape / (np.sqrt(np.mean(shape**2)) + 1e-12)
+        out += fft.irfft(fft.rfft(rng.standard_normal(size, np.float32)) * gain.astype(np.float32), size)[:n]
+    out *= np.exp(rng.choice([0.0, 0.1]) * _wander(rng, n, 0.7))
+    return np.asarray(out / (np.sqrt(np.mean(out**2)) + 1e-12), np.float32)
 
 
 def _wander(rng: np.random.Generator, n: int, step_seconds: float) -> npt.NDArray[np.float64]:

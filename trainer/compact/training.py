@@ -10,8 +10,10 @@ before. All depends on data and seed alone, up to the rounding of parallel sums.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from detector.embedders.log_mel import log_mel as in_graph_log_mel
 from detector.embedders.params import EMBEDDING_SIZE, EXAMPLE_FRAMES, MEL_BANDS
 from detector.errors import ModelError
 from trainer.compact.dataset import (
+    SLOWLY_TAUGHT,
     SLOWLY_TAUGHT_EVERY,
     TAUGHT_POSITIONS,
     TrainingData,
@@ -60,8 +63,10 @@ _SURELY_NOT = -6.0
 _PERHAPS = -3.0
 """A teacher's gunfire logit from which on an example counts among those that it might take for gunfire."""
 _CHECKPOINT_STEPS = 500
+_STAGES = ("first", "second", "onward")
 _MADE_BY = "trainer compact train"
-_SCENES_AT_ONCE = 26
+_ASKED_AT_ONCE = 500
+_STATISTICS_OF = 1_200
 _SENSOR_BANDS = (56.0, 60.0)  # about 5.5 to 6.3 kHz
 
 Float32Array = npt.NDArray[np.float32]
@@ -97,6 +102,7 @@ class Stage:
         number: each stage draws its own examples and alterations.
         steps: in all.
         mined_at: shares of ``steps`` after which wrongly believed negatives are looked up.
+        mined_scenes: share of the scenes among which they are.
         alterations: of the altered half of each batch.
         quieter, narrower: how many of all are up to 26 dB quieter or 6 dB louder, or have nothing above 3.5 to 7 kHz,
             with the same opinions: close is close however it was recorded.
@@ -106,9 +112,13 @@ class Stage:
     steps: int
     learning_rate: float
     mined_at: tuple[float, ...] = ()
+    mined_scenes: float = 1.0
     alterations: Alterations = Alterations()
     quieter: float = 0.0
     narrower: float = 0.0
+
+
+_MORE = Alterations(0.5, echo=0.3, limited=0.3, sharp=0.5, floor=0.25, mined=0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,22 +128,37 @@ class TrainingSettings:
     Attributes:
         first: from random weights.
         second: from the end of that, with more alterations. The mean of the weights at both ends is the embedder.
+        onward: in place of both, from a package's embedder.
+        onward_share: of the weights at the end of that, in the mean with those it began with, which is the embedder.
+        example_head_steps: for which a head is first learnt on the package's embeddings, which come without one.
         batch_examples: half as they are, with the teachers' opinions; half altered.
         perhaps_share, mined_share: of the unaltered ones, how many are drawn from those that YAMNet might take for
             gunfire, and from the negatives that were wrongly believed.
         mined_fraction: how many of all negatives these are.
     """
 
-    first: Stage = Stage(1, 8_000, 3e-3, mined_at=(0.4, 0.7))
+    first: Stage = Stage(1, 7_500, 3e-3, mined_at=(0.4, 0.7))
     second: Stage = Stage(
         2,
-        3_200,
+        3_000,
         1.5e-3,
         mined_at=(0.0, 0.4),
-        alterations=Alterations(0.5, echo=0.3, limited=0.3, sharp=0.5, floor=0.25, mined=0.1),
+        alterations=_MORE,
         quieter=0.25,
         narrower=0.15,
     )
+    onward: Stage = Stage(
+        3,
+        3_000,
+        1e-3,
+        mined_at=(0.0,),
+        mined_scenes=0.5,
+        alterations=_MORE,
+        quieter=0.25,
+        narrower=0.15,
+    )
+    onward_share: float = 0.35
+    example_head_steps: int = 4_000
     batch_examples: int = 256
     weight_decay: float = 1e-3
     dropout: float = 0.2
@@ -141,6 +166,7 @@ class TrainingSettings:
     perhaps_share: float = 0.25
     mined_share: float = 0.2
     mined_fraction: float = 0.02
+    example_head_learning_rate: float = 1e-2
     yamnet_weight: float = 0.03
     ced_weight: float = 0.05
     gunfire_weight: float = 0.03
@@ -156,9 +182,13 @@ class TrainingSettings:
     seed: int = 1
 
     def with_steps(self, steps: int) -> TrainingSettings:
-        """``steps`` in the first stage, the second in proportion."""
-        second = max(1, self.second.steps * steps // self.first.steps)
-        return replace(self, first=replace(self.first, steps=steps), second=replace(self.second, steps=second))
+        """``steps`` in the first stage, all others in proportion."""
+
+        def of(usual: int) -> int:
+            return max(1, usual * steps // self.first.steps)
+
+        stages = {name: replace(getattr(self, name), steps=of(getattr(self, name).steps)) for name in _STAGES}
+        return replace(self, example_head_steps=of(self.example_head_steps), **stages)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,11 +205,12 @@ class Trained:
         save_arrays(path, named)
 
     @classmethod
-    def mean(cls, several: Sequence[Trained]) -> Trained:
-        """Of embedders and example heads that began alike; no LSTM head."""
+    def mean(cls, several: Sequence[Trained], shares: Sequence[float] | None = None) -> Trained:
+        """Of embedders and example heads that began alike, all alike or each with its share; no LSTM head."""
 
         def of(parts: Sequence[dict[str, Float32Array]]) -> dict[str, Float32Array]:
-            return {name: np.mean([part[name] for part in parts], axis=0, dtype=np.float32) for name in parts[0]}
+            values = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+            return {name: np.average(v, axis=0, weights=shares).astype(np.float32) for name, v in values.items()}
 
         return cls(of([one.embedder for one in several]), of([one.example_head for one in several]), {})
 
@@ -213,11 +244,35 @@ class ExampleHead(tf.Module):
         return tf.matmul(_EMBEDDING_LENGTH * unit, self.weights) + self.bias
 
 
+@lru_cache(maxsize=1)
+def quick_in_bfloat16() -> bool:
+    """Whether this machine trains a convolution quicker in bfloat16 than in float32: tried once, in under a second.
+
+    Processors with instructions for it take a half to a third of the time; those without, eight times as long.
+    """
+
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+    def gradients(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        y = tf.nn.conv2d(x, kernel, 1, "SAME")
+        return tf.gradients(y, [x, kernel])  # type: ignore[no-any-return]
+
+    def seconds(dtype: tf.DType) -> float:
+        x, kernel = tf.ones([32, 12, 8, 80], dtype), tf.ones([3, 3, 80, 80], dtype)
+        taken = []
+        for _ in range(4):  # the first one compiles
+            started = time.perf_counter()
+            gradients(x, kernel)[1].numpy()
+            taken.append(time.perf_counter() - started)
+        return min(taken[1:])
+
+    return seconds(tf.bfloat16) < seconds(tf.float32)
+
+
 # --- the embedder ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
-class _Draws:
+class Draws:
     """Which examples a step sees: a function of seed, stage, step and what was mined."""
 
     data: TrainingData
@@ -227,7 +282,7 @@ class _Draws:
     mined: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, data: TrainingData, settings: TrainingSettings, stage: Stage) -> _Draws:
+    def of(cls, data: TrainingData, settings: TrainingSettings, stage: Stage) -> Draws:
         loudest = data.yamnet_logits[..., list(YAMNET_GUNFIRE)].max(axis=-1)
         return cls(data, settings, stage, np.flatnonzero(loudest.ravel() > _PERHAPS), np.zeros(0, np.int64))
 
@@ -240,8 +295,10 @@ class _Draws:
         pools = [(self.perhaps, settings.perhaps_share), (self.mined, settings.mined_share)]
         picked = [rng.choice(pool, int(share * half)) for pool, share in pools if len(pool)]
         rest = half - sum(map(len, picked))
+        drawn = rng.integers(0, len(data) * taught, rest)
+        drawn[: rest // 2] -= drawn[: rest // 2] % taught % SLOWLY_TAUGHT_EVERY  # half of these were shown to CED
         # Sorted: reading memory in order is quicker, and the order in a batch means nothing.
-        flat = np.sort(np.concatenate([*picked, rng.integers(0, len(data) * taught, rest)]))
+        flat = np.sort(np.concatenate([*picked, drawn]))
         scenes, numbers = flat // taught, flat % taught
         others = rng.integers(0, len(data) * POSITIONS, settings.batch_examples - half)
         if altered_mined_share > 0 and len(self.mined):
@@ -289,7 +346,7 @@ def train_embedder(
     momentum = tf.Variable(0.0, trainable=False)
     optimizer = _optimizer(stage.learning_rate, settings.weight_decay, stage.steps)
     optimizer.build(variables)
-    half = settings.batch_examples // 2
+    half, narrow = settings.batch_examples // 2, quick_in_bfloat16()
 
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def step(x: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, *taught: tf.Tensor) -> tf.Tensor:
@@ -299,7 +356,7 @@ def train_embedder(
         if stage.quieter > 0.0 or stage.narrower > 0.0:
             x = recorded_otherwise(random, x, quieter=stage.quieter, narrower=stage.narrower)
         with tf.GradientTape() as tape:
-            pooled = network.pooled(x, training=True, mixed_precision=True)
+            pooled = network.pooled(x, training=True, mixed_precision=narrow)
             kept = tf.cast(random.uniform(tf.shape(pooled)) >= settings.dropout, tf.float32)
             logits = head(network.embedding(pooled * kept / (1.0 - settings.dropout)))
             loss = label_loss(logits[:, : len(LABELS)], targets, weights, settings)
@@ -313,7 +370,7 @@ def train_embedder(
             mean.assign_sub((1.0 - momentum) * (mean - variable))
         return loss
 
-    draws = _Draws.of(data, settings, stage)
+    draws = Draws.of(data, settings, stage)
     mining = {int(share * stage.steps) for share in stage.mined_at}
     state = [*served, felt_map, *average, *optimizer.variables]
     losses, draws.mined = _restore(checkpoint, state)
@@ -321,7 +378,7 @@ def train_embedder(
         raise ModelError(f"{checkpoint} is of {len(losses)} steps, not of {stage.steps}: train --again.")
     for i in range(len(losses), stage.steps):
         if i in mining:
-            draws.mined = _wrongly_believed(data, network, head, settings)
+            draws.mined = wrongly_believed(data, network, head, settings, stage)
         momentum.assign(min(settings.average_momentum, (1.0 + i) / (20.0 + i)))
         random.reset_from_seed(settings.seed * 1_000_003 + stage.number * 500_009 + i)
         losses.append(float(step(*draws.batch(i))))
@@ -334,38 +391,85 @@ def train_embedder(
     return Trained(network.weights(), {"weights": head.weights.numpy(), "bias": head.bias.numpy()}, {}), losses
 
 
+def begin_from(served: CompactNetwork, data: TrainingData, settings: TrainingSettings, progress: Progress) -> Trained:
+    """A package's embedder in the form that trains, with an example head learnt on its embeddings of ``data``."""
+
+    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
+    def embed(x: tf.Tensor) -> tf.Tensor:
+        return served.embedding(served.pooled(tf.cast(x, tf.float32)))
+
+    # Where both teachers were asked.
+    scenes, places = (part.ravel() for part in np.indices((len(data), SLOWLY_TAUGHT)))
+    numbers = places * SLOWLY_TAUGHT_EVERY
+    positions = numbers * TAUGHT_POSITIONS.step
+    embeddings = _asked(data, scenes, positions, embed)
+    head = ExampleHead(settings.seed)
+    optimizer = _optimizer(settings.example_head_learning_rate, 0.0, settings.example_head_steps)
+    variables = list(head.trainable_variables)
+    optimizer.build(variables)
+
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+    def step(unit: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, yamnet: tf.Tensor, ced: tf.Tensor) -> tf.Tensor:
+        targets, weights = tf.cast(targets, tf.float32), tf.cast(weights, tf.float32)
+        with tf.GradientTape() as tape:
+            logits = head(unit)
+            loss = label_loss(logits[:, : len(LABELS)], targets, weights, settings)
+            loss += teacher_loss(logits, yamnet, ced, tf.ones([tf.shape(ced)[0]], tf.bool), settings=settings)
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        return loss
+
+    rng = np.random.default_rng(settings.seed)
+    losses: list[float] = []
+    for i in range(settings.example_head_steps):
+        few = np.sort(rng.integers(0, len(embeddings), 2 * settings.batch_examples))
+        said = (data.targets, data.weights)
+        asked = data.yamnet_logits[scenes[few], numbers[few]], data.ced_probabilities[scenes[few], places[few]]
+        losses.append(float(step(embeddings[few], *(each[scenes[few], positions[few]] for each in said), *asked)))
+        if i % 20 == 19 or i == settings.example_head_steps - 1:
+            progress(i + 1, settings.example_head_steps, f"loss {np.mean(losses[-100:]):.4f}")
+    few = np.sort(rng.integers(0, len(data), _STATISTICS_OF))
+    some = data.examples(few, rng.integers(0, POSITIONS, _STATISTICS_OF))
+    network = served.unfolded(tf.cast(some, tf.float32))
+    return Trained(network.weights(), {"weights": head.weights.numpy(), "bias": head.bias.numpy()}, {})
+
+
 def _of_embeddings(data: TrainingData) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean and spread of each value of YAMNet's embedding, of a tenth of them."""
     some = data.yamnet_embeddings.reshape(-1, YAMNET_EMBEDDING)[::10].astype(np.float32)
     return tf.constant(some.mean(axis=0)), tf.constant(some.std(axis=0) + np.float32(0.05))
 
 
-def _wrongly_believed(
-    data: TrainingData, network: CompactNetwork, head: ExampleHead, settings: TrainingSettings
+def wrongly_believed(
+    data: TrainingData, network: CompactNetwork, head: ExampleHead, settings: TrainingSettings, stage: Stage
 ) -> npt.NDArray[np.int64]:
     """Numbers (scene * 19 + place) of the surely negative unaltered examples with the highest gunfire logits."""
+    narrow = quick_in_bfloat16()
 
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def gunfire(x: tf.Tensor) -> tf.Tensor:
-        logits = head(network.embedding(network.pooled(tf.cast(x, tf.float32), mixed_precision=True)))
+        logits = head(network.embedding(network.pooled(tf.cast(x, tf.float32), mixed_precision=narrow)))
         return tf.reduce_max(tf.gather(logits, _FAMILY_COLUMNS, axis=1), axis=1)
 
-    logits = _asked(data, TAUGHT_POSITIONS, gunfire)
     family = np.ix_(np.arange(len(data)), np.array(TAUGHT_POSITIONS), np.array(_FAMILY_COLUMNS))
-    sure = ((data.targets[family] == 0) & (data.weights[family] > 0.99)).all(axis=-1).ravel()
+    sure = ((data.targets[family] == 0) & (data.weights[family] > 0.99)).all(axis=-1)
+    passed_over = np.random.default_rng(stage.number).permutation(len(data))[int(stage.mined_scenes * len(data)) :]
+    sure[passed_over] = False
     negatives = np.flatnonzero(sure)
+    scenes, numbers = negatives // len(TAUGHT_POSITIONS), negatives % len(TAUGHT_POSITIONS)
+    logits = _asked(data, scenes, numbers * TAUGHT_POSITIONS.step, gunfire)
     count = max(1, int(settings.mined_fraction * len(negatives)))
-    return np.sort(negatives[np.argsort(-logits[negatives], kind="stable")[:count]])
+    return np.sort(negatives[np.argsort(-logits, kind="stable")[:count]])
 
 
-def _asked(data: TrainingData, positions: range, ask: Callable[[Any], tf.Tensor]) -> npt.NDArray[Any]:
-    """``ask`` of the examples at ``positions`` of all scenes, ``(n, 96, 64)`` at a time -> its answers, joined."""
-    places, found = np.array(positions), []
-    for first in range(0, len(data), _SCENES_AT_ONCE):
-        scenes = np.arange(first, min(first + _SCENES_AT_ONCE, len(data)))
-        x = data.examples(np.repeat(scenes, len(places)), np.tile(places, len(scenes)))
-        found.append(ask(x).numpy())
-    return np.concatenate(found)
+def _asked(
+    data: TrainingData,
+    scenes: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
+    ask: Callable[[Any], tf.Tensor],
+) -> npt.NDArray[Any]:
+    """``ask`` of the examples at ``positions (n,)`` of ``scenes (n,)``, some at a time -> its answers, joined."""
+    parts = [slice(first, first + _ASKED_AT_ONCE) for first in range(0, len(scenes), _ASKED_AT_ONCE)]
+    return np.concatenate([ask(data.examples(scenes[part], positions[part])).numpy() for part in parts])
 
 
 def label_loss(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, settings: TrainingSettings) -> tf.Tensor:
@@ -575,7 +679,9 @@ def train_head(
         return network.embedding(network.pooled(tf.cast(x, tf.float32)))
 
     # Streams are heard twice: the examples of whole chunks, and those across their seams.
-    embeddings = _asked(data, TAUGHT_POSITIONS, embed).reshape(len(data), len(TAUGHT_POSITIONS), EMBEDDING_SIZE)
+    scenes, places = np.indices((len(data), len(TAUGHT_POSITIONS)))
+    asked = _asked(data, scenes.ravel(), places.ravel() * TAUGHT_POSITIONS.step, embed)
+    embeddings = asked.reshape(len(data), len(TAUGHT_POSITIONS), EMBEDDING_SIZE)
     model = LstmModel(HEAD, seed=settings.seed)
     steps = max(1, int(settings.head_epochs * len(data) / settings.head_scenes))
     optimizer = _optimizer(settings.head_learning_rate, 1e-4, steps, average=True)

@@ -21,6 +21,8 @@ class MadeWith:
 
     Attributes:
         recordings: hash of the rows of ``index.csv`` that may be trained on; "" where there was no index.
+        rounds: how often each mixture is made.
+        begun: the package, by name and version, whose embedder training began with; "" for random weights.
     """
 
     seed: int
@@ -28,15 +30,18 @@ class MadeWith:
     close_scenes: int
     steps: int
     recordings: str = ""
+    rounds: int = 2
+    begun: str = ""
 
     @property
     def by_option(self) -> dict[str, int]:
         """As the command line spells them."""
-        return {f"--{name.replace('_', '-')}": value for name, value in asdict(self).items() if name != "recordings"}
+        return {f"--{name.replace('_', '-')}": value for name, value in asdict(self).items() if type(value) is int}
 
     @property
     def command(self) -> str:
-        return f"trainer compact {' '.join(f'{name} {value}' for name, value in self.by_option.items())} all"
+        options = " ".join(f"{name} {value}" for name, value in self.by_option.items())
+        return f"trainer compact {options} {f'train --from ({self.begun})' if self.begun else 'all'}"
 
 
 def recordings_hash(audio_dir: Path) -> str:
@@ -52,7 +57,11 @@ def made_with(work: Path) -> MadeWith | None:
     path = work / RUN_NAME
     try:
         made = MadeWith(**json.loads(path.read_text(encoding="utf-8")))
-        if not all(type(value) is int for value in made.by_option.values()) or not isinstance(made.recordings, str):
+        numbers, texts = (
+            (made.seed, made.scenes, made.close_scenes, made.steps, made.rounds),
+            (made.recordings, made.begun),
+        )
+        if not all(type(value) is int for value in numbers) or not all(isinstance(text, str) for text in texts):
             raise ValueError("an option is no whole number")
         return made
     except FileNotFoundError:
@@ -74,6 +83,8 @@ def check(work: Path, wanted: MadeWith, free: Collection[str] = ()) -> MadeWith 
         for name, value in wanted.by_option.items()
         if value != kept.by_option[name] and name not in free
     ]
+    if wanted.begun != kept.begun and "--from" not in free:
+        differences.append(f"--from is {wanted.begun or 'not given'}, it was {kept.begun or 'not given'}")
     if "" not in (kept.recordings, wanted.recordings) and kept.recordings != wanted.recordings:
         differences.append("index.csv lists other recordings to train on than it did")
     if differences:
@@ -87,14 +98,14 @@ def check(work: Path, wanted: MadeWith, free: Collection[str] = ()) -> MadeWith 
 def claim(work: Path, wanted: MadeWith, free: Collection[str] = (), *, keep_steps: bool = False) -> None:
     """``check``, then note ``wanted``. Raises DataError where the disk refuses.
 
-    With ``keep_steps`` the steps may differ and remain as the folder has them.
+    With ``keep_steps`` the steps and what was begun with may differ and remain as the folder has them.
 
     A folder without run.json takes on ``wanted``, also where something lies in it, as an earlier version wrote none;
     shards of other settings are then found where they are read.
     """
-    kept = check(work, wanted, (*free, "--steps") if keep_steps else free)
+    kept = check(work, wanted, (*free, "--steps", "--from") if keep_steps else free)
     if kept is not None and keep_steps:
-        wanted = replace(wanted, steps=kept.steps)
+        wanted = replace(wanted, steps=kept.steps, begun=kept.begun)
     wanted = replace(wanted, recordings=wanted.recordings or (kept.recordings if kept else ""))
     if wanted == kept:
         return
