@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from trainer.compact.dataset import save_arrays
 from trainer.compact.training import Trained
 
 Compact = Callable[..., Result]
+SHIPPED = Path(__file__).parents[2] / "detector" / "models" / "compact-gunfire"
 
 
 @pytest.fixture
@@ -167,15 +169,48 @@ def test_export_says_from_which_package_training_went_on(
     compact: Compact, exported: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     path = tmp_path / "work" / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"begun": "mine 1.0"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"begun": "mine 1.0, embedder abc", "inherited": ["b"]}))
     assert compact("export").exit_code == 0
-    assert exported[-1]["command"].endswith("--steps 50 --rounds 2 train --from (mine 1.0)")
-    assert exported[-1]["data"][-1] == "whatever mine 1.0 had learnt from"
+    assert exported[-1]["command"].endswith("--steps 50 --rounds 2 train --from mine (there 1.0, embedder abc)")
+    assert exported[-1]["data"][-1] == "b"
+    same = compact("export", "--name", "mine", "--version", "1.0")
+    assert (same.exit_code, "give it another --name or --version" in same.output) == (78, True)
+    assert len(exported) == 1
     assert compact("--steps", 50, "prepare").exit_code == 0  # and what decides no training leaves it as it is
-    assert json.loads(path.read_text())["begun"] == "mine 1.0"
+    assert json.loads(path.read_text())["begun"] == "mine 1.0, embedder abc"
+    assert json.loads(path.read_text())["inherited"] == ["b"]
     found = compact("--steps", 50, "train")
     assert found.exit_code == 78
-    assert "--from is not given, it was mine 1.0" in found.output
+    assert "--from is not given, it was mine 1.0, embedder abc (`train --again` may change it" in found.output
+
+
+def test_scenes_of_an_earlier_version_are_not_mixed_with_new_ones(compact: Compact, tmp_path: Path) -> None:
+    assert compact("prepare").exit_code == 0
+    path = tmp_path / "work" / "run.json"
+    content = json.loads(path.read_text())
+    for key in ("rounds", "begun", "inherited", "scenes_version"):  # as version 0.6.0 of the model wrote it
+        del content[key]
+    path.write_text(json.dumps(content))
+    for step in ("synthesise", "teach", "train"):
+        found = compact(step)
+        assert (found.exit_code, "scenes are those of another version" in found.output) == (78, True)
+    assert "trainer compact train" in compact("export").output  # what is made of them may still be exported
+
+
+def test_training_goes_on_from_a_folder_wherever_it_lies(
+    compact: Compact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shipped name is the shipped one, also where a folder of that name lies about."""
+    assert compact("prepare").exit_code == 0
+    (tmp_path / "compact-gunfire").mkdir()
+    monkeypatch.chdir(tmp_path)
+    begun: list[str] = []
+    monkeypatch.setattr(commands, "_train", lambda run, again, weights: begun.append(run.begun))
+    assert compact("train", "--from", "compact-gunfire").exit_code == 0
+    shutil.copytree(SHIPPED, tmp_path / "mine")
+    assert compact("train", "--from", "./mine").exit_code == 0
+    assert begun[0] == begun[1]
+    assert begun[0].startswith("compact-gunfire ")
 
 
 def test_training_goes_on_from_a_package_of_this_kind_alone(compact: Compact, tmp_path: Path) -> None:

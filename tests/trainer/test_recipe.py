@@ -310,6 +310,33 @@ def test_training_goes_on_from_a_served_embedder(data: TrainingData) -> None:
     assert np.sqrt(np.mean(apart**2)) < 0.25 * served_many.std()
 
 
+def test_a_command_trains_on_from_the_shipped_package(
+    plan: DataPlan, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.compact.commands._Run.plans", lambda run: (plan,))
+    settings = replace(TrainingSettings(), batch_examples=16, head_epochs=1.0)
+    monkeypatch.setattr("trainer.compact.commands._Run.settings", lambda run: settings.with_steps(run.steps))
+    monkeypatch.setattr("trainer.compact.training._STATISTICS_OF", 100)
+    options = ["compact", "--data-dir", str(tmp_path), "--work", str(tmp_path / "w"), "--steps", "10"]
+    found = CliRunner().invoke(main, [*options, "train", "--from", "compact-gunfire"])
+    assert found.exit_code == 0, found.output
+    begun, onward, trained = (Trained.load(tmp_path / "w" / f"{name}.npz") for name in ("begun", "onward", "trained"))
+    for name, value in trained.embedder.items():
+        mean = 0.65 * begun.embedder[name] + 0.35 * onward.embedder[name]
+        np.testing.assert_allclose(value, mean, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert trained.head
+    made = json.loads((tmp_path / "w" / "run.json").read_text())
+    assert made["begun"].startswith("compact-gunfire ")
+    assert any("Free Firearm" in name for name in made["inherited"])
+    assert "trained already" in CliRunner().invoke(main, [*options, "train", "--from", "compact-gunfire"]).output
+
+
+def test_where_nothing_is_surely_negative_nothing_is_mined(data: TrainingData) -> None:
+    network, head, settings = CompactNetwork(folded=False), ExampleHead(3), TrainingSettings()
+    unsure = replace(data, weights=np.zeros_like(data.weights))
+    assert not len(wrongly_believed(unsure, network, head, settings, settings.onward))
+
+
 @pytest.mark.parametrize("quick", [True, False])
 def test_products_are_in_bfloat16_where_that_is_quicker(
     data: TrainingData, monkeypatch: pytest.MonkeyPatch, quick: bool

@@ -6,7 +6,7 @@ other ones is refused.
 prepare     recordings of split train -> pool
 synthesise  pool -> scenes -> shards of PCM with targets
 teach       shards -> log-mel, and what YAMNet and CED-tiny think of the examples
-train       shards -> embedder and LSTM head
+train       shards -> embedder and LSTM head; with --from on from a package's embedder
 evaluate    dev recordings through what was trained, or through any package
 failures    the loudest false alarms and the shots least heard, as a picture
 export      -> package: weights, operating point, curve
@@ -58,6 +58,7 @@ class _Run:
     given: frozenset[str]
     """Options that the command line names, spelled so."""
     begun: str = ""
+    inherited: tuple[str, ...] = ()
 
     @property
     def audio_dir(self) -> Path:
@@ -75,7 +76,15 @@ class _Run:
     def options(self) -> MadeWith:
         from trainer.compact.work import MadeWith
 
-        return MadeWith(self.seed, self.scenes, self.close_scenes, self.steps, rounds=self.rounds, begun=self.begun)
+        return MadeWith(
+            self.seed,
+            self.scenes,
+            self.close_scenes,
+            self.steps,
+            rounds=self.rounds,
+            begun=self.begun,
+            inherited=self.inherited,
+        )
 
     @property
     def wanted(self) -> MadeWith:
@@ -101,9 +110,10 @@ class _Run:
 
     def made_with(self) -> MadeWith:
         """For what only reads: the folder's settings, ConfigError where the command line names other ones."""
-        from trainer.compact.work import check
+        from trainer.compact.work import SCENES, check
 
-        return check(self.work, self.options, {*self.options.by_option} - self.given | {"--from"}) or self.options
+        free = {*self.options.by_option} - self.given | {"--from", SCENES}
+        return check(self.work, self.options, free) or self.options
 
     def plans(self) -> tuple[DataPlan, ...]:
         """Mixtures; and whole recordings moved elsewhere: as many, and a quarter of the close ones. All each round."""
@@ -159,7 +169,13 @@ class _Run:
     show_default=True,
     help="Steps of the embedder's first stage; 40 % as many follow.",
 )
-@click.option("--rounds", type=click.IntRange(1, 2), default=2, show_default=True, help="How often all these are made.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 2),
+    default=2,
+    show_default=True,
+    help="How often both sorts of scenes are made, each time others.",
+)
 @click.pass_context
 def compact(context: click.Context, /, **options: Any) -> None:
     """Make the built-in model: prepare, synthesise, teach, train, evaluate, export (or all)."""
@@ -191,7 +207,9 @@ def teach(run: _Run) -> None:
 
 
 @compact.command()
-@click.option("--again", is_flag=True, help="Train although something is trained already; --steps may be others.")
+@click.option(
+    "--again", is_flag=True, help="Train although something is trained already; --steps and --from may be others."
+)
 @click.option(
     "--from",
     "begun",
@@ -205,15 +223,16 @@ def train(run: _Run, again: bool, begun: str | None) -> None:
     if begun is None:
         _train(run, again)
         return
-    from detector.model import load_manifest
+    from detector.model import load_classifier
     from trainer.export import embedder_parts
 
-    parts, manifest = embedder_parts(begun), load_manifest(_name_or_path(begun))
-    if parts.embedder["kind"] != "compact" or parts.weights is None:
-        raise ConfigError(
-            f"--from {begun}: its embedder is {parts.embedder['kind']!r}; only a compact one can go on here."
-        )
-    _train(replace(run, begun=f"{manifest.name} {manifest.version}"), again, parts.weights)
+    packaged = load_classifier(_name_or_path(begun))
+    manifest, embedder = packaged.manifest, packaged.manifest.embedder
+    if embedder.kind != "compact" or embedder.sha256 is None:
+        raise ConfigError(f"--from {begun}: its embedder is {embedder.kind!r}; only a compact one can go on here.")
+    weights = embedder_parts(str(packaged.folder.absolute())).weights
+    origin = f"{manifest.name} {manifest.version}, embedder {embedder.sha256[:12]}"
+    _train(replace(run, begun=origin, inherited=manifest.training.data), again, weights)
 
 
 @compact.command()
@@ -497,8 +516,9 @@ def _export(run: _Run, named: _Named, after: str = "") -> None:
     made = run.made_with()
     trained = _trained(run)
     data = packaging.data_names(load_pool(run.work / "pool").clips)
-    if made.begun:
-        data.append(f"whatever {made.begun} had learnt from")
+    data += [name for name in made.inherited if name not in data]
+    if made.begun.startswith(f"{named.name} {named.version},"):
+        raise ConfigError(f"This went on from {made.begun}: give it another --name or --version.")
     evaluation.check_recordings(run.audio_dir)
     recordings = evaluation.load_recordings(run.audio_dir, run.work / "dev.npz")
     scorer = scorer_of(trained)

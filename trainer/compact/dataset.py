@@ -221,7 +221,7 @@ def load_data(*plans: DataPlan) -> TrainingData:
                 if name == "ced_probabilities" and value.shape[1] != SLOWLY_TAUGHT:
                     raise ConfigError(
                         f"{path} holds CED's opinion of {value.shape[1]} examples a scene, not {SLOWLY_TAUGHT}: "
-                        f"another version made it. Delete it and run `{made_by}` again."
+                        f"another version made it. Delete {path.parent} and run `{_MADE_BY}` and `{_TAUGHT_BY}` again."
                     )
                 parts.setdefault(name, []).append(value)
     as_recorded = np.array([is_as_recorded(s.seed, s.first + i, s.mixture) for s in shards for i in range(s.count)])

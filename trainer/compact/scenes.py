@@ -126,7 +126,8 @@ def _composition(mixture: str, draw: float) -> str:
 def _background(rng: np.random.Generator, pool: Pool) -> FloatArray:
     """One or two recorded backgrounds, or made noise or babble; RMS 1, but for a machine in some of them.
 
-    A machine's hum may be far louder than all the rest and hide little of it: events are set against the rest.
+    A machine's hum may be far louder than all the rest and hide little of it: events are set against the rest, and
+    shots that it hides after all are found by their contrast. Other labels count it as nothing.
     """
     x = _without_machine(rng, pool)
     if rng.random() < 0.2:

@@ -3,8 +3,9 @@
 The embedder begins at random. It learns at once what is in each example and what two teachers think of it; half of each
 batch is altered in loudness, colour, band and background and learns the labels alone. What it wrongly believed is
 looked up on the way and shown more often from then on. It then goes on at half the rate, with more alterations, and the
-mean of both ends is kept. The LSTM learns to be as sure as belief is, from the example and what came
-before. All depends on data and seed alone, up to the rounding of parallel sums.
+mean of both ends is kept. Or it goes on from a package's embedder, for one such stage. The LSTM learns to be as sure as
+belief is, from the example and what came before. All depends on data and seed alone, up to the rounding of parallel
+sums, and of bfloat16 where that is quicker.
 """
 
 from __future__ import annotations
@@ -123,14 +124,15 @@ _MORE = Alterations(0.5, echo=0.3, limited=0.3, sharp=0.5, floor=0.25, mined=0.1
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """How to train. Defaults are those of the shipped model.
+    """How to train.
 
     Attributes:
         first: from random weights.
         second: from the end of that, with more alterations. The mean of the weights at both ends is the embedder.
         onward: in place of both, from a package's embedder.
         onward_share: of the weights at the end of that, in the mean with those it began with, which is the embedder.
-        example_head_steps: for which a head is first learnt on the package's embeddings, which come without one.
+        example_head_steps, example_head_learning_rate: for a head that is first learnt on the package's embeddings, as
+            packages hold none.
         batch_examples: half as they are, with the teachers' opinions; half altered.
         perhaps_share, mined_share: of the unaltered ones, how many are drawn from those that YAMNet might take for
             gunfire, and from the negatives that were wrongly believed.
@@ -296,7 +298,9 @@ class Draws:
         picked = [rng.choice(pool, int(share * half)) for pool, share in pools if len(pool)]
         rest = half - sum(map(len, picked))
         drawn = rng.integers(0, len(data) * taught, rest)
-        drawn[: rest // 2] -= drawn[: rest // 2] % taught % SLOWLY_TAUGHT_EVERY  # half of these were shown to CED
+        drawn[: rest // 2] -= (
+            drawn[: rest // 2] % taught % SLOWLY_TAUGHT_EVERY
+        )  # at least half of these were shown to CED
         # Sorted: reading memory in order is quicker, and the order in a batch means nothing.
         flat = np.sort(np.concatenate([*picked, drawn]))
         scenes, numbers = flat // taught, flat % taught
@@ -452,9 +456,12 @@ def wrongly_believed(
 
     family = np.ix_(np.arange(len(data)), np.array(TAUGHT_POSITIONS), np.array(_FAMILY_COLUMNS))
     sure = ((data.targets[family] == 0) & (data.weights[family] > 0.99)).all(axis=-1)
-    passed_over = np.random.default_rng(stage.number).permutation(len(data))[int(stage.mined_scenes * len(data)) :]
+    rng = np.random.default_rng([settings.seed, stage.number])
+    passed_over = rng.permutation(len(data))[int(stage.mined_scenes * len(data)) :]
     sure[passed_over] = False
     negatives = np.flatnonzero(sure)
+    if not len(negatives):
+        return np.zeros(0, np.int64)
     scenes, numbers = negatives // len(TAUGHT_POSITIONS), negatives % len(TAUGHT_POSITIONS)
     logits = _asked(data, scenes, numbers * TAUGHT_POSITIONS.step, gunfire)
     count = max(1, int(settings.mined_fraction * len(negatives)))

@@ -13,6 +13,9 @@ from trainer.compact.pools import read_index
 from trainer.run import write_whole
 
 RUN_NAME = "run.json"
+SCENES = "scenes"
+"""What ``check`` calls the version of the scenes among what is free."""
+_SCENES_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,9 @@ class MadeWith:
     Attributes:
         recordings: hash of the rows of ``index.csv`` that may be trained on; "" where there was no index.
         rounds: how often each mixture is made.
-        begun: the package, by name and version, whose embedder training began with; "" for random weights.
+        begun: the package whose embedder training began with, and that embedder's hash; "" for random weights.
+        inherited: what that package had learnt from.
+        scenes_version: of the code that makes scenes from a seed.
     """
 
     seed: int
@@ -32,16 +37,21 @@ class MadeWith:
     recordings: str = ""
     rounds: int = 2
     begun: str = ""
+    inherited: tuple[str, ...] = ()
+    scenes_version: int = _SCENES_VERSION
 
     @property
     def by_option(self) -> dict[str, int]:
         """As the command line spells them."""
-        return {f"--{name.replace('_', '-')}": value for name, value in asdict(self).items() if type(value) is int}
+        names = ("seed", "scenes", "close_scenes", "steps", "rounds")
+        return {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
 
     @property
     def command(self) -> str:
         options = " ".join(f"{name} {value}" for name, value in self.by_option.items())
-        return f"trainer compact {options} {f'train --from ({self.begun})' if self.begun else 'all'}"
+        if not self.begun:
+            return f"trainer compact {options} all"
+        return f"trainer compact {options} train --from {self.begun.split()[0]} (there {self.begun.partition(' ')[2]})"
 
 
 def recordings_hash(audio_dir: Path) -> str:
@@ -56,13 +66,12 @@ def made_with(work: Path) -> MadeWith | None:
     """What ``work`` was made with; None where it doesn't say. Raises ConfigError where its run.json is damaged."""
     path = work / RUN_NAME
     try:
-        made = MadeWith(**json.loads(path.read_text(encoding="utf-8")))
-        numbers, texts = (
-            (made.seed, made.scenes, made.close_scenes, made.steps, made.rounds),
-            (made.recordings, made.begun),
-        )
-        if not all(type(value) is int for value in numbers) or not all(isinstance(text, str) for text in texts):
+        content = {"scenes_version": 1} | json.loads(path.read_text(encoding="utf-8"))
+        made = MadeWith(**content | {"inherited": tuple(content.get("inherited", ()))})
+        if not all(type(value) is int for value in (*made.by_option.values(), made.scenes_version)):
             raise ValueError("an option is no whole number")
+        if not all(isinstance(value, str) for value in (made.recordings, made.begun, *made.inherited)):
+            raise ValueError("recordings, begun or inherited is no text")
         return made
     except FileNotFoundError:
         return None
@@ -84,7 +93,12 @@ def check(work: Path, wanted: MadeWith, free: Collection[str] = ()) -> MadeWith 
         if value != kept.by_option[name] and name not in free
     ]
     if wanted.begun != kept.begun and "--from" not in free:
-        differences.append(f"--from is {wanted.begun or 'not given'}, it was {kept.begun or 'not given'}")
+        differences.append(
+            f"--from is {wanted.begun or 'not given'}, it was {kept.begun or 'not given'} "
+            "(`train --again` may change it; `all` trains without)"
+        )
+    if wanted.scenes_version != kept.scenes_version and SCENES not in free:
+        differences.append("its scenes are those of another version of this program")
     if "" not in (kept.recordings, wanted.recordings) and kept.recordings != wanted.recordings:
         differences.append("index.csv lists other recordings to train on than it did")
     if differences:
@@ -105,7 +119,7 @@ def claim(work: Path, wanted: MadeWith, free: Collection[str] = (), *, keep_step
     """
     kept = check(work, wanted, (*free, "--steps", "--from") if keep_steps else free)
     if kept is not None and keep_steps:
-        wanted = replace(wanted, steps=kept.steps, begun=kept.begun)
+        wanted = replace(wanted, steps=kept.steps, begun=kept.begun, inherited=kept.inherited)
     wanted = replace(wanted, recordings=wanted.recordings or (kept.recordings if kept else ""))
     if wanted == kept:
         return
