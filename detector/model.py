@@ -14,6 +14,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,8 @@ DEFAULT_MAX_BATCH = 64
 # with oneDNN gives an example the same bits in every batch, so that an alert can be replayed bit for bit.
 _MIN_EMBED_BATCH = 2
 _MIN_CLASSIFY_BATCH = 4
+# Processors without AVX-512 sum otherwise for every number of rows: there all goes in blocks of this size.
+_BLOCK = 16
 _SHIPPED = Path(__file__).parent / "models"
 _EMBEDDER_FILE = "embedder.safetensors"
 _CLASSIFIER_FILE = "classifier.safetensors"
@@ -259,6 +262,7 @@ class Model:
         self._embed_by_size: dict[int, Callable[..., Any]] = {}
         self._classify_by_size: dict[int, Callable[..., Any]] = {}
         self._max_batch = DEFAULT_MAX_BATCH
+        self._block = _BLOCK if _rows_show_in_products() else None
         self.batch_invariant: bool | None = None
 
     @property
@@ -284,9 +288,10 @@ class Model:
         if pcm.dtype != np.int16 or pcm.ndim != 2 or pcm.shape[1] != EXAMPLE_SAMPLES:
             raise ModelError(f"PCM is {pcm.dtype} {pcm.shape}; int16 (n, {EXAMPLE_SAMPLES}) is expected.")
         out = np.empty((len(pcm), EMBEDDING_SIZE), np.float32)
-        for start in range(0, len(pcm), self._max_batch):
-            part = pcm[start : start + self._max_batch]
-            size = _bucket(len(part), self._max_batch, _MIN_EMBED_BATCH)
+        most = self._block or self._max_batch
+        for start in range(0, len(pcm), most):
+            part = pcm[start : start + most]
+            size = self._block or _bucket(len(part), most, _MIN_EMBED_BATCH)
             out[start : start + len(part)] = self._embed_function(size)(_padded(part, size)).numpy()[: len(part)]
         return out
 
@@ -309,10 +314,11 @@ class Model:
             windows = np.pad(windows, ((0, 0), (0, longest - given), (0, 0)))
         frames = num_frames.astype(np.int32, copy=False)
         out = np.empty((count, len(self.labels)), np.float32)
-        for start in range(0, count, self._max_batch):
-            part = slice(start, min(start + self._max_batch, count))
+        most = self._block or self._max_batch
+        for start in range(0, count, most):
+            part = slice(start, min(start + most, count))
             n = part.stop - start
-            size = _bucket(n, self._max_batch, _MIN_CLASSIFY_BATCH)
+            size = self._block or _bucket(n, most, _MIN_CLASSIFY_BATCH)
             scores = self._classify_function(size)(_padded(windows[part], size), _padded(frames[part], size))
             out[part] = scores.numpy()[:n]
         return out
@@ -622,6 +628,23 @@ def configure_tensorflow(threads: int = 0) -> None:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
     except (RuntimeError, ValueError) as error:
         logger.warning("TensorFlow runs already; threads=%d has no effect in this process (%s).", threads, error)
+
+
+@lru_cache(maxsize=1)
+def _rows_show_in_products() -> bool:
+    """Whether on this processor a row of a matrix product depends on how many there are; not asked of a GPU."""
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return False
+    random = np.random.default_rng(0)
+    for deep, wide in ((1152, 128), (224, 384)):
+        row = random.standard_normal((1, deep)).astype(np.float32)
+        weights = tf.constant(random.standard_normal((deep, wide)).astype(np.float32))
+        products = [tf.matmul(np.repeat(row, rows, axis=0), weights).numpy() for rows in (4, 8, 16, 32, 64)]
+        if len({one.tobytes() for product in products for one in product}) > 1:
+            return True
+    return False
 
 
 def _bucket(count: int, max_batch: int, min_batch: int) -> int:

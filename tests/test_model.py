@@ -121,6 +121,20 @@ def test_an_example_has_the_same_bits_in_every_batch(model: Model) -> None:
         np.testing.assert_array_equal(np.concatenate(parts), scores)
 
 
+def test_where_the_number_of_rows_shows_in_products_all_goes_in_blocks(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detector.model._rows_show_in_products", lambda: True)
+    model = load_model(saved)
+    pcm = pcm_of(19)
+    together = model.embed(pcm)  # also before warm_up: a replay does not warm up
+    np.testing.assert_array_equal(np.concatenate([model.embed(pcm[:1]), model.embed(pcm[1:])]), together)
+    monkeypatch.setattr("detector.model._rows_show_in_products", lambda: False)
+    np.testing.assert_allclose(load_model(saved).embed(pcm), together, rtol=0, atol=1e-4)
+    model.warm_up(5)
+    assert set(model._embed_by_size) == set(model._classify_by_size) == {16}
+
+
 def test_batch_sizes_without_a_power_of_two(saved: Path) -> None:
     model = load_model(saved)
     model.warm_up(5)
