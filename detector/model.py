@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -288,11 +288,8 @@ class Model:
         if pcm.dtype != np.int16 or pcm.ndim != 2 or pcm.shape[1] != EXAMPLE_SAMPLES:
             raise ModelError(f"PCM is {pcm.dtype} {pcm.shape}; int16 (n, {EXAMPLE_SAMPLES}) is expected.")
         out = np.empty((len(pcm), EMBEDDING_SIZE), np.float32)
-        most = self._block or self._max_batch
-        for start in range(0, len(pcm), most):
-            part = pcm[start : start + most]
-            size = self._block or _bucket(len(part), most, _MIN_EMBED_BATCH)
-            out[start : start + len(part)] = self._embed_function(size)(_padded(part, size)).numpy()[: len(part)]
+        for part, size in self._parts(len(pcm), _MIN_EMBED_BATCH):
+            out[part] = self._embed_function(size)(_padded(pcm[part], size)).numpy()[: part.stop - part.start]
         return out
 
     def classify(self, windows: Float32Array, num_frames: npt.NDArray[np.int32]) -> Float32Array:
@@ -314,14 +311,17 @@ class Model:
             windows = np.pad(windows, ((0, 0), (0, longest - given), (0, 0)))
         frames = num_frames.astype(np.int32, copy=False)
         out = np.empty((count, len(self.labels)), np.float32)
-        most = self._block or self._max_batch
-        for start in range(0, count, most):
-            part = slice(start, min(start + most, count))
-            n = part.stop - start
-            size = self._block or _bucket(n, most, _MIN_CLASSIFY_BATCH)
+        for part, size in self._parts(count, _MIN_CLASSIFY_BATCH):
             scores = self._classify_function(size)(_padded(windows[part], size), _padded(frames[part], size))
-            out[part] = scores.numpy()[:n]
+            out[part] = scores.numpy()[: part.stop - part.start]
         return out
+
+    def _parts(self, count: int, min_batch: int) -> Iterator[tuple[slice, int]]:
+        """Which of ``count`` rows go together, and the batch size that serves them."""
+        most, least = self._block or self._max_batch, self._block or min_batch
+        for start in range(0, count, most):
+            stop = min(start + most, count)
+            yield slice(start, stop), _bucket(stop - start, most, least)
 
     def warm_up(self, max_batch: int = DEFAULT_MAX_BATCH) -> None:
         """Trace and run every batch size up to ``max_batch``, which larger inputs are then split by.

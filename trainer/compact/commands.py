@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from trainer.compact.work import MadeWith
 
 _VERSION = "0.7.0"
-_TRAINING = ("--steps", "--from")
-"""Options that decide nothing but training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +97,14 @@ class _Run:
 
         check(self.work, self.wanted, free)
 
-    def claim(self, free: Collection[str] = (), *, keep_steps: bool = False) -> None:
+    def claim(self, free: Collection[str] = (), *, keep_training: bool = False) -> None:
         """``check``, and note the settings: whatever makes something does so once it has what it needs.
 
-        With ``keep_steps`` what decides nothing but training may differ, and stays as the folder has it.
+        With ``keep_training`` what decides nothing but training may differ, and stays as the folder has it.
         """
         from trainer.compact.work import claim
 
-        claim(self.work, self.wanted, free, keep_steps=keep_steps)
+        claim(self.work, self.wanted, free, keep_training=keep_training)
 
     def made_with(self) -> MadeWith:
         """For what only reads: the folder's settings, ConfigError where the command line names other ones."""
@@ -376,12 +374,12 @@ def _prepare(run: _Run) -> None:
 
     folder = run.work / "pool"
     if (folder / "pool.json").is_file():
-        run.claim(keep_steps=True)
+        run.claim(keep_training=True)
         click.echo(f"{folder} is prepared already.")
         return
     started = time.monotonic()
     rows = read_index(run.audio_dir)  # before a folder is made for data that is not there
-    run.claim(keep_steps=True)
+    run.claim(keep_training=True)
     pool = build_pool(run.audio_dir, folder, rows)
     hours = len(pool.pcm) / 16_000 / 3600
     click.echo(f"{len(pool.clips)} clips, {hours:.1f} h, in {time.monotonic() - started:.0f} s.")
@@ -390,18 +388,20 @@ def _prepare(run: _Run) -> None:
 def _synthesise(run: _Run, processes: int | None) -> None:
     from trainer.compact.dataset import make_shards
     from trainer.compact.pools import load_pool
+    from trainer.compact.work import TRAINING
 
-    run.check(_TRAINING)
+    run.check(TRAINING)
     load_pool(run.work / "pool")
-    run.claim(keep_steps=True)
+    run.claim(keep_training=True)
     _shard_by_shard(run, "Scenes", lambda plan: make_shards(plan, processes or os.cpu_count() or 1))
 
 
 def _teach(run: _Run) -> None:
     from trainer.compact.dataset import present, teach_shards
     from trainer.compact.teachers import Teachers
+    from trainer.compact.work import TRAINING
 
-    run.check(_TRAINING)
+    run.check(TRAINING)
     try:
         teachers = Teachers(run.data_dir)
     except GunfireError:
@@ -411,7 +411,7 @@ def _teach(run: _Run) -> None:
             f"yamnet/yamnet.tflite or ced/ced_tiny.onnx in {run.data_dir} is no network that can be read: {error}"
         ) from error
     present(run.plans()[0].shards()[0].path)
-    run.claim(keep_steps=True)
+    run.claim(keep_training=True)
     _shard_by_shard(run, "Teachers", lambda plan: teach_shards(plan, teachers))
 
 
@@ -427,13 +427,14 @@ def _shard_by_shard(run: _Run, what: str, step: Callable[[DataPlan], Iterator[in
 
 def _train(run: _Run, again: bool, begun: Mapping[str, Any] | None = None) -> None:
     """Each part is kept in the work folder; an embedder that was stopped goes on from its last checkpoint."""
+    from trainer.compact.work import TRAINING
+
     settings = run.settings()
-    every = {"first": settings.first, "second": settings.second, "onward": settings.onward}
-    paths = {name: run.work / f"{name}.npz" for name in ("begun", *every)}
-    kept = {name: run.work / f"{name}.checkpoint.npz" for name in every}
+    paths = {name: run.work / f"{name}.npz" for name in ("begun", *settings.stages)}
+    kept = {name: run.work / f"{name}.checkpoint.npz" for name in settings.stages}
     stages = ("first", "second") if begun is None else ("onward",)
     made = [path for path in (run.trained_path, *paths.values(), *kept.values()) if path.is_file()]
-    free = _TRAINING if again else () if made else ("--from",)
+    free = TRAINING if again else () if made else ("--from",)
     run.check(free)
     if run.trained_path.is_file() and not again:
         click.echo(f"{run.trained_path} is trained already (--again to train anew).")
@@ -460,7 +461,7 @@ def _train(run: _Run, again: bool, begun: Mapping[str, Any] | None = None) -> No
         for name in stages:
             if not paths[name].is_file():
                 said, last = partial(tell, f"Embedder ({name})"), ends[-1] if ends else None
-                train_embedder(data, settings, every[name], said, kept[name], last)[0].save(paths[name])
+                train_embedder(data, settings, settings.stages[name], said, kept[name], last)[0].save(paths[name])
             ends.append(Trained.load(paths[name]))
         trained = Trained.mean(ends, None if begun is None else (1.0 - settings.onward_share, settings.onward_share))
         lstm, _ = train_head(data, trained, settings, partial(tell, "LSTM head"))

@@ -64,7 +64,6 @@ _SURELY_NOT = -6.0
 _PERHAPS = -3.0
 """A teacher's gunfire logit from which on an example counts among those that it might take for gunfire."""
 _CHECKPOINT_STEPS = 500
-_STAGES = ("first", "second", "onward")
 _MADE_BY = "trainer compact train"
 _ASKED_AT_ONCE = 500
 _STATISTICS_OF = 1_200
@@ -183,13 +182,17 @@ class TrainingSettings:
     head_imagined_share: float = 0.5
     seed: int = 1
 
+    @property
+    def stages(self) -> dict[str, Stage]:
+        return {"first": self.first, "second": self.second, "onward": self.onward}
+
     def with_steps(self, steps: int) -> TrainingSettings:
         """``steps`` in the first stage, all others in proportion."""
 
         def of(usual: int) -> int:
             return max(1, usual * steps // self.first.steps)
 
-        stages = {name: replace(getattr(self, name), steps=of(getattr(self, name).steps)) for name in _STAGES}
+        stages: dict[str, Any] = {name: replace(stage, steps=of(stage.steps)) for name, stage in self.stages.items()}
         return replace(self, example_head_steps=of(self.example_head_steps), **stages)
 
 
@@ -397,16 +400,11 @@ def train_embedder(
 
 def begin_from(served: CompactNetwork, data: TrainingData, settings: TrainingSettings, progress: Progress) -> Trained:
     """A package's embedder in the form that trains, with an example head learnt on its embeddings of ``data``."""
-
-    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
-    def embed(x: tf.Tensor) -> tf.Tensor:
-        return served.embedding(served.pooled(tf.cast(x, tf.float32)))
-
     # Where both teachers were asked.
     scenes, places = (part.ravel() for part in np.indices((len(data), SLOWLY_TAUGHT)))
     numbers = places * SLOWLY_TAUGHT_EVERY
     positions = numbers * TAUGHT_POSITIONS.step
-    embeddings = _asked(data, scenes, positions, embed)
+    embeddings = _embeddings(served, data, scenes, positions)
     head = ExampleHead(settings.seed)
     optimizer = _optimizer(settings.example_head_learning_rate, 0.0, settings.example_head_steps)
     variables = list(head.trainable_variables)
@@ -477,6 +475,18 @@ def _asked(
     """``ask`` of the examples at ``positions (n,)`` of ``scenes (n,)``, some at a time -> its answers, joined."""
     parts = [slice(first, first + _ASKED_AT_ONCE) for first in range(0, len(scenes), _ASKED_AT_ONCE)]
     return np.concatenate([ask(data.examples(scenes[part], positions[part])).numpy() for part in parts])
+
+
+def _embeddings(
+    served: CompactNetwork, data: TrainingData, scenes: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
+) -> Float32Array:
+    """``(n, 128)`` of the examples at ``positions (n,)`` of ``scenes (n,)``."""
+
+    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
+    def embed(x: tf.Tensor) -> tf.Tensor:
+        return served.embedding(served.pooled(tf.cast(x, tf.float32)))
+
+    return _asked(data, scenes, positions, embed)
 
 
 def label_loss(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, settings: TrainingSettings) -> tf.Tensor:
@@ -681,14 +691,10 @@ def train_head(
     network, example_head = _loaded(trained)
     random = tf.random.Generator.from_seed(settings.seed + 1)
 
-    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
-    def embed(x: tf.Tensor) -> tf.Tensor:
-        return network.embedding(network.pooled(tf.cast(x, tf.float32)))
-
     # Streams are heard twice: the examples of whole chunks, and those across their seams.
     scenes, places = np.indices((len(data), len(TAUGHT_POSITIONS)))
-    asked = _asked(data, scenes.ravel(), places.ravel() * TAUGHT_POSITIONS.step, embed)
-    embeddings = asked.reshape(len(data), len(TAUGHT_POSITIONS), EMBEDDING_SIZE)
+    embeddings = _embeddings(network, data, scenes.ravel(), places.ravel() * TAUGHT_POSITIONS.step)
+    embeddings = embeddings.reshape(len(data), len(TAUGHT_POSITIONS), EMBEDDING_SIZE)
     model = LstmModel(HEAD, seed=settings.seed)
     steps = max(1, int(settings.head_epochs * len(data) / settings.head_scenes))
     optimizer = _optimizer(settings.head_learning_rate, 1e-4, steps, average=True)

@@ -13,6 +13,8 @@ from trainer.compact.pools import read_index
 from trainer.run import write_whole
 
 RUN_NAME = "run.json"
+TRAINING = ("--steps", "--from")
+"""Options that decide nothing but training."""
 SCENES = "scenes"
 """What ``check`` calls the version of the scenes among what is free."""
 _SCENES_VERSION = 2
@@ -109,16 +111,16 @@ def check(work: Path, wanted: MadeWith, free: Collection[str] = ()) -> MadeWith 
     return kept
 
 
-def claim(work: Path, wanted: MadeWith, free: Collection[str] = (), *, keep_steps: bool = False) -> None:
+def claim(work: Path, wanted: MadeWith, free: Collection[str] = (), *, keep_training: bool = False) -> None:
     """``check``, then note ``wanted``. Raises DataError where the disk refuses.
 
-    With ``keep_steps`` the steps and what was begun with may differ and remain as the folder has them.
+    With ``keep_training`` the steps and what was begun with may differ and remain as the folder has them.
 
     A folder without run.json takes on ``wanted``, also where something lies in it, as an earlier version wrote none;
     shards of other settings are then found where they are read.
     """
-    kept = check(work, wanted, (*free, "--steps", "--from") if keep_steps else free)
-    if kept is not None and keep_steps:
+    kept = check(work, wanted, (*free, *TRAINING) if keep_training else free)
+    if kept is not None and keep_training:
         wanted = replace(wanted, steps=kept.steps, begun=kept.begun, inherited=kept.inherited)
     wanted = replace(wanted, recordings=wanted.recordings or (kept.recordings if kept else ""))
     if wanted == kept:
