@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from trainer.compact.training import Trained, TrainingSettings
     from trainer.compact.work import MadeWith
 
-_VERSION = "0.7.0"
+_VERSION = "0.8.0"
 
 
 @dataclass(frozen=True, slots=True)

@@ -500,7 +500,7 @@ def _mark_other(
     touched = (stops > begins) & (begins < len(event.samples))
     for k in np.flatnonzero(touched):
         here = powers[begins[k] // _FRAME : -(-stops[k] // _FRAME)].max()
-        here_db = 10 * np.log10(here / loudest + 1e-12)
+        here_db = 10 * np.log10(here / (loudest + 1e-30) + 1e-12)
         if snr_db + here_db > 6 and here_db > -12 and heard_share[k] > 0.5:
             targets[k, event.label] = 1.0
             weights[k, event.label] = 1.0
