@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -305,7 +304,7 @@ def wait_ready(detector: subprocess.Popen[bytes], port: int, folder: Path) -> No
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        if _is_ready(port):
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
             return
         try:
             code = detector.wait(0.1)
@@ -314,17 +313,6 @@ def wait_ready(detector: subprocess.Popen[bytes], port: int, folder: Path) -> No
         log = (folder / "detector.log").read_text("utf-8", "replace")[-2000:]
         raise GunfireError(f"The detector ended with exit code {code} before it was ready:\n{log}")
     raise GunfireError(f"The detector was not ready within {START_SECONDS:g} s; see {folder / 'detector.log'}.")
-
-
-def _is_ready(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
-            return True
-    except urllib.error.HTTPError as not_yet:
-        not_yet.close()  # it holds the connection
-        return False
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager

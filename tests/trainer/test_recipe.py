@@ -158,6 +158,14 @@ def test_scenes_hold_shots_and_quiet_and_never_label_what_digital_silence_hides(
     assert decided > 1500
 
 
+def test_scenes_of_recordings_without_any_sound_are_labelled_too(pool: Pool) -> None:
+    silent = replace(pool, pcm=np.zeros_like(pool.pcm))
+    for index in range(40):
+        scene = compose(silent, 1, index, codecs=False)
+        assert np.isfinite(scene.targets).all()
+        assert np.isfinite(scene.weights).all()
+
+
 def test_a_recording_moved_elsewhere_keeps_its_onsets_and_its_silence() -> None:
     x = np.zeros(4 * RATE_HZ, np.float32)
     x[RATE_HZ:] = 1e-4 * np.random.default_rng(1).standard_normal(3 * RATE_HZ)

@@ -494,13 +494,13 @@ def _mark_other(
 ) -> npt.NDArray[np.bool_]:
     """Mark the examples in which another event sounds (its level, example by example, within 12 dB of its loudest)."""
     powers = _frame_powers(event.samples)
-    loudest = powers.max() if len(powers) else 0.0
+    loudest = powers.max(initial=1e-30)
     begins = np.maximum(0, _STARTS - event.start)
     stops = np.minimum(len(event.samples), _STARTS + EXAMPLE_SAMPLES - event.start)
     touched = (stops > begins) & (begins < len(event.samples))
     for k in np.flatnonzero(touched):
         here = powers[begins[k] // _FRAME : -(-stops[k] // _FRAME)].max()
-        here_db = 10 * np.log10(here / (loudest + 1e-30) + 1e-12)
+        here_db = 10 * np.log10(here / loudest + 1e-12)
         if snr_db + here_db > 6 and here_db > -12 and heard_share[k] > 0.5:
             targets[k, event.label] = 1.0
             weights[k, event.label] = 1.0
