@@ -354,6 +354,10 @@ _MADE: tuple[tuple[Callable[[np.random.Generator], FloatArray], str, float], ...
     (synthesis.shatter, "Glass", 1.5),
     (synthesis.creak, "Door", 1.5),
     (synthesis.applause, "Clapping", 1.0),
+    (synthesis.pneumatic_tool, "Generic impact sounds", 3.0),
+    (synthesis.hammering, "Generic impact sounds", 2.0),
+    (synthesis.drums, "Generic impact sounds", 1.0),
+    (synthesis.drops, "Generic impact sounds", 1.0),
 )
 _RECORDED_WEIGHT = {"Fireworks": 4.0, "Clapping": 2.0, "Thunder": 2.0, "Knock": 2.0, "Glass": 2.0, "Door": 1.0}
 
@@ -362,7 +366,7 @@ def _look_alikes(rng: np.random.Generator, pool: Pool, count: int) -> list[_Even
     """Sounds that are no gunfire, recorded and made, near and far."""
     events = []
     for _ in range(count):
-        if rng.random() < 0.65:
+        if rng.random() < 0.6:
             clip = _weighted_event(rng, pool)
             x, label = pool.samples(clip), clip.label
         else:

@@ -227,7 +227,7 @@ def firework(rng: np.random.Generator) -> Samples:
             hiss = rng.standard_normal(len(t)) * np.hanning(len(t)) * rng.uniform(0.0, 0.06)
             _add(out, (whistle + hiss).astype(np.float32), launched)
             start = max(start, launched + length * rng.uniform(0.8, 1.0))
-        burst = friedlander(rng.uniform(0.0015, 0.012), rng.uniform(0.5, 1.5))
+        burst = friedlander(rng.uniform(0.0025, 0.014), rng.uniform(0.5, 1.5))
         _add(out, burst, start, rng.uniform(0.2 if finale else 0.4, 1.0))
         if rng.random() < 0.75:
             _add(out, crackle(rng, rng.uniform(0.4, 2.2)), start + rng.uniform(0.02, 0.5), rng.uniform(0.08, 0.6))
@@ -255,7 +255,7 @@ def firecrackers(rng: np.random.Generator) -> Samples:
     out = np.zeros(int((length + 0.3) * RATE_HZ))
     moment = 0.0
     while moment < length:
-        _add(out, friedlander(rng.uniform(0.0001, 0.0009), rng.uniform(0.8, 2.0)), moment, rng.lognormal(0, 0.7))
+        _add(out, friedlander(rng.uniform(0.0001, 0.0006), rng.uniform(0.8, 2.0)), moment, rng.lognormal(0, 0.7))
         moment += rng.exponential(1.0 / rng.uniform(8, 60))
     return _unit(out)
 
@@ -376,6 +376,109 @@ def hits(rng: np.random.Generator) -> Samples:
         loud = rng.uniform(0.3, 1.0)
         _add(out, _unit(noise), moment, loud)
         _add(out, _modes(rng, frequencies * rng.uniform(0.97, 1.03), min(0.3, rattle)), moment, loud * ringing)
+    return _unit(out)
+
+
+def pneumatic_tool(rng: np.random.Generator) -> Samples:
+    """Jackhammers, hammer drills, diesel engines: 9 to 45 equal blows a second, each a puff of air, a clang and a thud.
+
+    In two of three the puff is the loudest, and there is noise beneath: YAMNet calls many of those a jackhammer.
+    """
+    n = int(rng.uniform(1.0, 6.0) * RATE_HZ)
+    rate = float(np.exp(rng.uniform(math.log(9), math.log(45))))
+    gaps = (1.0 + 0.02 * rng.standard_normal(int(n / RATE_HZ * rate) + 1)) / rate
+    if rng.random() < 0.4:
+        gaps[rng.random(len(gaps)) < 0.03] += rng.uniform(0.2, 1.2)
+    moments = np.cumsum(gaps)
+    low = rng.uniform(2.3, 3.2)
+    clang = _modes(rng, 10 ** rng.uniform(low, low + 0.65, rng.integers(3, 12)), 10 ** rng.uniform(-2.7, -1.5))
+    thud = _modes(rng, rng.uniform(40, 400, 4), rng.uniform(0.005, 0.03))
+    centre, width = 10 ** rng.uniform(2.4, 3.6), rng.uniform(1.5, 6.0)
+    band = signal.butter(1, [centre / width, min(7800, width * centre)], "bandpass", fs=RATE_HZ)
+    length = int(2 * 10 ** rng.uniform(-2.3, -1.2) * RATE_HZ)
+    puff_gain, thud_gain, clang_gain = 10 ** (rng.uniform(-15, 3, 3) / 20)
+    if rng.random() < 0.67:
+        puff_gain = 1.5
+    out = np.zeros(n)
+    for moment in moments[moments < n / RATE_HZ]:
+        puff = signal.lfilter(*band, rng.standard_normal(length) * np.exp(-np.linspace(0, 5, length)))
+        loud = rng.uniform(0.8, 1.0)
+        _add(out, _unit(puff), moment + rng.uniform(0.0, 0.002), loud * puff_gain)
+        _add(out, clang, moment, loud * clang_gain)
+        _add(out, thud, moment, loud * thud_gain)
+    out /= np.sqrt(np.mean(out**2)) + 1e-12
+    out += 10 ** (rng.uniform(-35, 0) / 20) * coloured_noise(rng, n)
+    if rng.random() < 0.5:
+        out += 10 ** (rng.uniform(-30, 0) / 20) * machinery(rng, n)
+    return _unit(out)
+
+
+def hammering(rng: np.random.Generator) -> Samples:
+    """A hammer, a sledge or a pile driver: up to 20 like blows, 0.4 to 5 a second: click, thud, ring, some rebound."""
+    rate = float(np.exp(rng.uniform(math.log(0.4), math.log(5))))
+    gaps = np.maximum(0.1, 1.0 + 0.06 * rng.standard_normal(int(rng.integers(1, 21)))) / rate
+    moments = 0.05 + np.cumsum(gaps) - gaps[0]
+    moments = moments[moments < 5.5]
+    out = np.zeros(int((moments[-1] + 1.2) * RATE_HZ))
+    ring = _modes(rng, 10 ** rng.uniform(2.2, 3.88, rng.integers(3, 14)), 10 ** rng.uniform(-2.2, -0.6))
+    thud = _modes(rng, rng.uniform(50, 700, 6), 10 ** rng.uniform(-2.3, -1.2))
+    length, corner_hz = int(10 ** rng.uniform(-2.6, -1.5) * RATE_HZ), 10 ** rng.uniform(3.0, 3.85)
+    ring_gain, thud_gain, click_gain = 10 ** (rng.uniform(-15, 3, 3) / 20)
+    for moment in moments:
+        click = _unit(low_passed(rng.standard_normal(length) * np.exp(-np.linspace(0, 6, length)), corner_hz))
+        loud = rng.uniform(0.6, 1.0)
+        for at, gain in ((moment, loud), (moment + rng.uniform(0.04, 0.2), loud * rng.choice([0.0, 0.0, 0.3]))):
+            _add(out, ring, at, gain * ring_gain * rng.uniform(0.7, 1.0))
+            _add(out, thud, at, gain * thud_gain)
+            _add(out, click, at, gain * click_gain)
+    return _unit(out)
+
+
+def drums(rng: np.random.Generator) -> Samples:
+    """A drum kit, or hands on one drum, at 70 to 180 beats a minute, alone or with chords."""
+    n = int(rng.uniform(2.0, 6.0) * RATE_HZ)
+    step = 60.0 / rng.uniform(70, 180) / rng.choice([2, 4])
+    t = np.arange(int(0.4 * RATE_HZ)) / RATE_HZ
+    low, high = rng.uniform(40, 70), rng.uniform(90, 250)
+    kick = np.sin(2 * np.pi * np.cumsum(low + (high - low) * np.exp(-t / 0.03)) / RATE_HZ)
+    kick *= np.exp(-t / rng.uniform(0.05, 0.15))
+    centre = rng.uniform(1500, 4000)
+    band = signal.butter(1, [centre / 4, min(7800, 2 * centre)], "bandpass", fs=RATE_HZ)
+    snare = _unit(signal.lfilter(*band, rng.standard_normal(len(t))) * np.exp(-t / rng.uniform(0.03, 0.12)))
+    _add(snare, _modes(rng, rng.uniform(150, 450, 3), rng.uniform(0.02, 0.08)), 0.0, rng.uniform(0.2, 1.0))
+    hat = np.diff(rng.standard_normal(len(t)), prepend=0.0) * np.exp(-t / 10 ** rng.uniform(-2.0, -0.9))
+    tom = _modes(rng, rng.uniform(80, 600) * np.array([1, 1.59, 2.14, 2.3, 2.65]), rng.uniform(0.03, 0.25))
+    gains, chances = 10 ** (rng.uniform(-15, 0, 4) / 20), rng.uniform(0, 0.8, 4) * (rng.random(4) < 0.75)
+    bar = rng.random((4, rng.choice([8, 12, 16]))) < chances[:, None]
+    bar[rng.integers(4), 0] = True
+    out, swing_seconds = np.zeros(n), rng.uniform(0.0, 0.01)
+    for i in range(int(n / RATE_HZ / step)):
+        for sound, gain, played in zip(
+            (_unit(kick), snare, _unit(hat), tom), gains, bar[:, i % bar.shape[1]], strict=True
+        ):
+            if played:
+                _add(out, sound, max(0.0, i * step + rng.normal(0, swing_seconds)), gain * rng.uniform(0.6, 1.0))
+    if rng.random() < 0.5:
+        chord = np.zeros(n)
+        for note in rng.integers(-24, 25, rng.integers(1, 6)):
+            change = np.repeat(2 ** (rng.choice([-5, 0, 0, 2, 4], n // 8000 + 1) / 12), 8000)[:n]
+            turns = np.cumsum(220.0 * 2 ** (note / 12) * change) / RATE_HZ
+            steepness = rng.uniform(1, 2)
+            for k in range(1, 6):
+                chord += np.sin(2 * np.pi * k * turns) / k**steepness
+        out = _unit(out) + 10 ** (rng.uniform(-24, 3) / 20) * _unit(chord)
+    return _unit(out)
+
+
+def drops(rng: np.random.Generator) -> Samples:
+    """Rain or twigs on a housing, popping and pattering: 0.5 to 50 short knocks a second at random moments."""
+    length = rng.uniform(2.0, 6.0)
+    out = np.zeros(int(length * RATE_HZ))
+    kinds = [
+        _modes(rng, 10 ** rng.uniform(2.0, 3.7, rng.integers(1, 6)), 10 ** rng.uniform(-3, -1.7)) for _ in range(6)
+    ]
+    for moment in rng.uniform(0, length, 1 + int(10 ** rng.uniform(-0.3, 1.7) * length)):
+        _add(out, kinds[rng.integers(6)], moment, rng.lognormal(0, 0.8))
     return _unit(out)
 
 

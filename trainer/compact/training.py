@@ -3,9 +3,9 @@
 The embedder begins at random. It learns at once what is in each example and what two teachers think of it; half of each
 batch is altered in loudness, colour, band and background and learns the labels alone. What it wrongly believed is
 looked up on the way and shown more often from then on. It then goes on at half the rate, with more alterations, and the
-mean of both ends is kept. Or it goes on from a package's embedder, for one such stage. The LSTM learns to be as sure as
-belief is, from the example and what came before. All depends on data and seed alone, up to the rounding of parallel
-sums, and of bfloat16 where that is quicker.
+mean of both ends is kept. Or it goes on from a package's embedder, gently, for two such stages side by side, and the
+mean of both ends and of what it was is kept. The LSTM learns to be as sure as belief is, from the example and what came
+before. All depends on data and seed alone, up to the rounding of parallel sums, and of bfloat16 where that is quicker.
 """
 
 from __future__ import annotations
@@ -119,6 +119,9 @@ class Stage:
 
 
 _MORE = Alterations(0.5, echo=0.3, limited=0.3, sharp=0.5, floor=0.25, mined=0.1)
+# Other numbers than those of earlier versions: other draws than what is gone on from has learnt.
+_ONWARD = Stage(5, 3_000, 2.5e-4, mined_at=(0.0,), mined_scenes=0.5, alterations=_MORE, quieter=0.25, narrower=0.15)
+_AGAIN = replace(_ONWARD, number=6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +131,9 @@ class TrainingSettings:
     Attributes:
         first: from random weights.
         second: from the end of that, with more alterations. The mean of the weights at both ends is the embedder.
-        onward: in place of both, from a package's embedder.
-        onward_share: of the weights at the end of that, in the mean with those it began with, which is the embedder.
+        onward, again: in place of both, each from a package's embedder.
+        onward_share: of the weights at the end of each of these, in the mean with those they began with, which is the
+            embedder.
         example_head_steps, example_head_learning_rate: for a head that is first learnt on the package's embeddings, as
             packages hold none.
         batch_examples: half as they are, with the teachers' opinions; half altered.
@@ -148,17 +152,9 @@ class TrainingSettings:
         quieter=0.25,
         narrower=0.15,
     )
-    onward: Stage = Stage(
-        3,
-        3_000,
-        1e-3,
-        mined_at=(0.0,),
-        mined_scenes=0.5,
-        alterations=_MORE,
-        quieter=0.25,
-        narrower=0.15,
-    )
-    onward_share: float = 0.35
+    onward: Stage = _ONWARD
+    again: Stage = _AGAIN
+    onward_share: float = 0.2
     example_head_steps: int = 4_000
     batch_examples: int = 256
     weight_decay: float = 1e-3
@@ -184,7 +180,7 @@ class TrainingSettings:
 
     @property
     def stages(self) -> dict[str, Stage]:
-        return {"first": self.first, "second": self.second, "onward": self.onward}
+        return {"first": self.first, "second": self.second, "onward": self.onward, "again": self.again}
 
     def with_steps(self, steps: int) -> TrainingSettings:
         """``steps`` in the first stage, all others in proportion."""
@@ -667,11 +663,11 @@ def belief(logits: tf.Tensor) -> tf.Tensor:
     mechanical = tf.reduce_max(tf.gather(logits, _MECHANICAL_COLUMNS, axis=1), axis=1)
     other = tf.reduce_max(tf.gather(logits, _OTHER_COLUMNS, axis=1), axis=1)
     explosion = tf.nn.relu(logits[:, _EXPLOSION_COLUMN] + 3.0)
-    yamnet += 5.0 - 0.6 * explosion + 0.8 * tf.minimum(own + 1.0, 0.0)
-    either = tf.reduce_logsumexp(tf.stack([own, yamnet]), axis=0)
+    yamnet += 5.0 - 0.3 * explosion + 0.6 * tf.minimum(own + 1.0, 0.0)
+    either = tf.reduce_logsumexp(tf.stack([own + 2.0, yamnet]), axis=0)
     ced_other = tf.reduce_max(tf.gather(logits, _CED_OTHER_COLUMNS, axis=1), axis=1)
-    against = 0.5 * tf.maximum(look_alike, -4.0) + tf.maximum(mechanical, -4.0) + 0.5 * tf.maximum(other, -3.0)
-    return either - against - 0.3 * tf.maximum(ced_other, -4.0) - 11.0
+    against = 0.75 * tf.maximum(look_alike, -5.0) + tf.maximum(mechanical, -4.0) + 0.5 * tf.maximum(other, -2.0)
+    return either - against - 0.5 * tf.maximum(ced_other, -4.0) - 12.0
 
 
 def belief_loss(found: tf.Tensor, believed: tf.Tensor) -> tf.Tensor:

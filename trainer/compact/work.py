@@ -17,7 +17,7 @@ TRAINING = ("--steps", "--from")
 """Options that decide nothing but training."""
 SCENES = "scenes"
 """What ``check`` calls the version of the scenes among what is free."""
-_SCENES_VERSION = 2
+_SCENES_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
