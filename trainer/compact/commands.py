@@ -460,9 +460,8 @@ def _train(run: _Run, again: bool, begun: Mapping[str, Any] | None = None) -> No
             ends.append(Trained.load(paths["begun"]))
         for name in stages:
             if not paths[name].is_file():
-                said = partial(tell, f"Embedder ({name})")
-                last = ends[0] if begun is not None else ends[-1] if ends else None
-                train_embedder(data, settings, settings.stages[name], said, kept[name], last)[0].save(paths[name])
+                said, origin = partial(tell, f"Embedder ({name})"), ends[0] if ends else None
+                train_embedder(data, settings, settings.stages[name], said, kept[name], origin)[0].save(paths[name])
             ends.append(Trained.load(paths[name]))
         share = settings.onward_share
         trained = Trained.mean(ends, None if begun is None else (1.0 - 2.0 * share, share, share))

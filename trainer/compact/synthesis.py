@@ -264,7 +264,7 @@ def door_slam(rng: np.random.Generator) -> Samples:
     """Panel and frame ring at 40 to 400 Hz, the latch clicks shortly before or after."""
     out = np.zeros(int(0.9 * RATE_HZ))
     _add(out, _modes(rng, rng.uniform(40, 400, 8), rng.uniform(0.03, 0.18)), 0.03)
-    thud = rng.standard_normal(int(0.03 * RATE_HZ)) * np.exp(-np.linspace(0, 6, int(0.03 * RATE_HZ)))
+    thud = _fading_noise(rng, int(0.03 * RATE_HZ), 6)
     thud = signal.lfilter(*signal.butter(2, rng.uniform(300, 2500), fs=RATE_HZ), thud)
     _add(out, _unit(thud), 0.03, rng.uniform(0.3, 1.5))
     for _ in range(rng.integers(1, 4)):
@@ -304,7 +304,7 @@ def claps(rng: np.random.Generator) -> Samples:
     band = signal.butter(1, [0.5 * centre, min(7500, 2.0 * centre)], "bandpass", fs=RATE_HZ)
     for i in range(count):
         n = int(rng.uniform(0.008, 0.04) * RATE_HZ)
-        clap = signal.lfilter(*band, rng.standard_normal(n) * np.exp(-np.linspace(0, 7, n)))
+        clap = signal.lfilter(*band, _fading_noise(rng, n, 7))
         _add(out, _unit(clap), i / rate + rng.uniform(0, 0.04), rng.uniform(0.4, 1.0))
     return _unit(out)
 
@@ -317,7 +317,7 @@ def applause(rng: np.random.Generator) -> Samples:
     for _ in range(12):
         centre, n = rng.uniform(500, 4000), int(rng.uniform(0.004, 0.03) * RATE_HZ)
         band = signal.butter(1, [0.6 * centre, min(7500, 1.7 * centre)], "bandpass", fs=RATE_HZ)
-        claps_of.append(_unit(signal.lfilter(*band, rng.standard_normal(n) * np.exp(-np.linspace(0, 7, n)))))
+        claps_of.append(_unit(signal.lfilter(*band, _fading_noise(rng, n, 7))))
     moments = rng.uniform(0, length, int(10 ** rng.uniform(1.2, 2.6) * length))
     swell = np.interp(moments, [0.0, rng.uniform(0.0, 0.5) * length, length], [rng.uniform(0, 1), 1, rng.uniform(0, 1)])
     for moment, loud in zip(moments, swell, strict=True):
@@ -401,7 +401,7 @@ def pneumatic_tool(rng: np.random.Generator) -> Samples:
         puff_gain = 1.5
     out = np.zeros(n)
     for moment in moments[moments < n / RATE_HZ]:
-        puff = signal.lfilter(*band, rng.standard_normal(length) * np.exp(-np.linspace(0, 5, length)))
+        puff = signal.lfilter(*band, _fading_noise(rng, length, 5))
         loud = rng.uniform(0.8, 1.0)
         _add(out, _unit(puff), moment + rng.uniform(0.0, 0.002), loud * puff_gain)
         _add(out, clang, moment, loud * clang_gain)
@@ -425,7 +425,7 @@ def hammering(rng: np.random.Generator) -> Samples:
     length, corner_hz = int(10 ** rng.uniform(-2.6, -1.5) * RATE_HZ), 10 ** rng.uniform(3.0, 3.85)
     ring_gain, thud_gain, click_gain = 10 ** (rng.uniform(-15, 3, 3) / 20)
     for moment in moments:
-        click = _unit(low_passed(rng.standard_normal(length) * np.exp(-np.linspace(0, 6, length)), corner_hz))
+        click = _unit(low_passed(_fading_noise(rng, length, 6), corner_hz))
         loud = rng.uniform(0.6, 1.0)
         for at, gain in ((moment, loud), (moment + rng.uniform(0.04, 0.2), loud * rng.choice([0.0, 0.0, 0.3]))):
             _add(out, ring, at, gain * ring_gain * rng.uniform(0.7, 1.0))
@@ -451,13 +451,10 @@ def drums(rng: np.random.Generator) -> Samples:
     gains, chances = 10 ** (rng.uniform(-15, 0, 4) / 20), rng.uniform(0, 0.8, 4) * (rng.random(4) < 0.75)
     bar = rng.random((4, rng.choice([8, 12, 16]))) < chances[:, None]
     bar[rng.integers(4), 0] = True
-    out, swing_seconds = np.zeros(n), rng.uniform(0.0, 0.01)
+    kit, out, swing_seconds = (_unit(kick), snare, _unit(hat), tom), np.zeros(n), rng.uniform(0.0, 0.01)
     for i in range(int(n / RATE_HZ / step)):
-        for sound, gain, played in zip(
-            (_unit(kick), snare, _unit(hat), tom), gains, bar[:, i % bar.shape[1]], strict=True
-        ):
-            if played:
-                _add(out, sound, max(0.0, i * step + rng.normal(0, swing_seconds)), gain * rng.uniform(0.6, 1.0))
+        for part in np.flatnonzero(bar[:, i % bar.shape[1]]):
+            _add(out, kit[part], max(0.0, i * step + rng.normal(0, swing_seconds)), gains[part] * rng.uniform(0.6, 1.0))
     if rng.random() < 0.5:
         chord = np.zeros(n)
         for note in rng.integers(-24, 25, rng.integers(1, 6)):
@@ -617,6 +614,11 @@ def _wander(rng: np.random.Generator, n: int, step_seconds: float) -> npt.NDArra
     step = max(1, int(step_seconds * RATE_HZ))
     knots = rng.standard_normal(n // step + 2)
     return np.interp(np.arange(n), np.arange(len(knots)) * step, knots)
+
+
+def _fading_noise(rng: np.random.Generator, n: int, decays: float) -> npt.NDArray[np.float64]:
+    """``n`` samples of white noise whose level falls at once and by a factor of e ``decays`` times."""
+    return np.asarray(rng.standard_normal(n) * np.exp(-np.linspace(0, decays, n)))
 
 
 def _modes(rng: np.random.Generator, frequencies_hz: npt.NDArray[np.float64], decay_seconds: float) -> Samples:
