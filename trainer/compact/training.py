@@ -652,9 +652,9 @@ def belief(logits: tf.Tensor) -> tf.Tensor:
 
     Our labels know distant shots, YAMNet's classes close ones: either is enough. YAMNet takes explosions for gunfire,
     our labels know them apart, so its word counts the less the less these speak for gunfire; and what speaks for any
-    look-alike speaks against. So does what the teachers would call it otherwise: they were taught
-    with far more doors, tools and engines than there are here. The numbers were chosen on dev recordings, in round
-    figures on a plateau; the last brings thresholds into the middle of the scale.
+    look-alike speaks against. So does what the teachers would call it otherwise: they were taught with far more doors,
+    tools and engines than there are here. The numbers were chosen on dev recordings, in round figures on a plateau; the
+    last brings thresholds into the middle of the scale.
     """
     own = tf.reduce_max(tf.gather(logits, _FAMILY_COLUMNS, axis=1), axis=1)
     yamnet = tf.reduce_max(tf.gather(logits, _YAMNET_COLUMNS, axis=1), axis=1)
