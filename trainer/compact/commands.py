@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from trainer.compact.training import Trained, TrainingSettings
     from trainer.compact.work import MadeWith
 
-_VERSION = "0.9.1"
+_VERSION = "0.9.2"
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,7 +174,7 @@ class TrainingSettings:
     head_learning_rate: float = 3e-3
     head_as_recorded_share: float = 0.7
     head_belief_weight: float = 0.3
-    head_imagined_share: float = 0.5
+    head_imagined_share: float = 0.2
     seed: int = 1
 
     @property
