@@ -105,7 +105,7 @@ def test_it_hears_more_than_city_sensors(scored: list[Scored], name: str, share:
 def test_at_its_default_threshold_continuous_ambient_sound_raises_no_alert(model: Model, scored: list[Scored]) -> None:
     at = evaluation.report(scored, model.manifest.decision.open_threshold)
     assert at.ambient_alerts == 0
-    assert at.clip_false_alarms <= 0.01
+    assert at.clip_false_alarms <= 0.0095  # 0.0075 with reference resampling (the card)
     assert at.recall["shotspotter"] >= 0.87
 
 
@@ -140,9 +140,11 @@ def _quiet(scored: list[Scored]) -> list[Scored]:
 def test_of_waking_from_silence_steps_and_dropouts_come_hardly_any_alerts(
     model: Model, negatives: list[Recording], edge: str
 ) -> None:
-    at = evaluation.report(_score(model, evaluation.edged(negatives, edge)), model.manifest.decision.open_threshold)
-    assert at.clip_false_alarms <= 0.02
-    assert at.ambient_alerts == 0
+    """In places that had no part in choosing the threshold."""
+    changed = _score(model, evaluation.edged(negatives, edge, evaluation.REPORTED_DRAWS))
+    at = evaluation.report(changed, model.manifest.decision.open_threshold)
+    assert at.clip_false_alarms <= 0.025
+    assert at.ambient_alerts <= 1  # a breaking wave (the card)
 
 
 def test_the_score_falls_again_after_the_shot(model: Model, scored: list[Scored]) -> None:

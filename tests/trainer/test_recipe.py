@@ -542,3 +542,13 @@ def test_belief_is_swayed_by_either_and_by_what_speaks_against() -> None:
         assert believed(**gunshot, **against) < believed(**gunshot) - 1
     for place in (494, 500, 503, 504):
         assert believed(**gunshot, **{f"yamnet_{place}": 2.0}) == believed(**gunshot)
+
+
+def test_edges_are_reported_in_other_places_than_those_that_choose_a_threshold() -> None:
+    pcm = (3000 * np.random.default_rng(1).standard_normal(40_000)).astype(np.int16)
+    negative = evaluation.Recording("b", "ambient", "ambient", False, pcm)
+    gunfire = evaluation.Recording("a", "made", "gunshot", True, pcm, (0.3,))
+    draws = (*evaluation.CHOOSING_DRAWS, *evaluation.REPORTED_DRAWS)
+    for edge in evaluation.edges():
+        changed = evaluation.edged([negative, gunfire], edge, draws)
+        assert len({r.pcm.tobytes() for r in changed}) == len(changed) == len(draws)

@@ -489,18 +489,22 @@ def _evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None
         opened = load_manifest(_name_or_path(model_name)).decision.open_threshold
         results |= {f"shipped default, hop {hop} s": evaluation.report(each, opened) for hop, each in scored.items()}
     threshold = evaluation.clip_threshold(scored[0.48])
+    limits = {"threshold of the first row": threshold}
+    if model_name is not None:
+        limits["shipped default"] = opened
     for treatment in evaluation.treatments():
         changed = evaluation.score_recordings(scorer, evaluation.altered(recordings, treatment), half_hop=True)
-        results[f"{treatment}, threshold of the first row"] = evaluation.report(changed, threshold)
+        results |= {f"{treatment}, {name}": evaluation.report(changed, limit) for name, limit in limits.items()}
     _show(results)
     for edge in (*evaluation.edges(), evaluation.OVERDRIVEN):
-        changed = evaluation.score_recordings(scorer, evaluation.edged(recordings, edge), half_hop=True)
-        found = results[f"{edge}, threshold of the first row"] = evaluation.report(changed, threshold)
+        negatives = evaluation.edged(recordings, edge, evaluation.REPORTED_DRAWS)
+        changed = evaluation.score_recordings(scorer, negatives, half_hop=True)
+        shares = []
+        for name, limit in limits.items():
+            found = results[f"{edge}, {name}"] = evaluation.report(changed, limit)
+            shares.append(f"{100 * found.clip_false_alarms:.2f} % of the clips above {limit:.4f}")
         ambient = evaluation.ambient_threshold(changed)
-        click.echo(
-            f"Negatives with {edge}: {100 * found.clip_false_alarms:.2f} % of the clips above {threshold:.4f}; "
-            f"ambient audio up to {ambient:.4f}."
-        )
+        click.echo(f"Negatives with {edge}: {', '.join(shares)}; ambient audio up to {ambient:.4f}.")
     if json_path is not None:
         try:
             json_path.write_text(report_as_json(results) + "\n", encoding="utf-8")
@@ -528,7 +532,7 @@ def _export(run: _Run, named: _Named, after: str = "") -> None:
     dense = evaluation.score_recordings(scorer, recordings, half_hop=True)
     negatives = [recording for recording in recordings if not recording.positive]
     otherwise = [evaluation.altered(negatives, treatment) for treatment in evaluation.treatments()]
-    otherwise += [evaluation.edged(negatives, edge) for edge in evaluation.edges()]
+    otherwise += [evaluation.edged(negatives, edge, evaluation.CHOOSING_DRAWS) for edge in evaluation.edges()]
     treated = [evaluation.score_recordings(scorer, each, half_hop=True) for each in otherwise]
     hold_seconds = DecisionSettings().hold_seconds
     model = packaging.export(

@@ -379,8 +379,14 @@ def treatments() -> tuple[str, ...]:
     return tuple(_ROBUSTNESS)
 
 
-def edged(recordings: Sequence[Recording], edge: str, seed: int = 0) -> list[Recording]:
-    """The negatives, at most 20 s of each, with an edge in them that no sound has; each drawn from ``seed`` and path.
+CHOOSING_DRAWS = (0, 1, 2)
+"""Where edges lie when a threshold is chosen by them."""
+REPORTED_DRAWS = (3, 4)
+"""Where they lie when it is judged: what is reported has chosen nothing."""
+
+
+def edged(recordings: Sequence[Recording], edge: str, draws: Sequence[int]) -> list[Recording]:
+    """The negatives, at most 20 s of each, with an edge in them that no sound has: each once for each of ``draws``.
 
     Raises ConfigError for an unknown edge.
     """
@@ -388,16 +394,17 @@ def edged(recordings: Sequence[Recording], edge: str, seed: int = 0) -> list[Rec
         raise ConfigError(f"Edge {edge!r} is unknown; there are {', '.join(_EDGES)}.")
     change = _EDGES[edge]
     return [
-        replace(r, pcm=change(np.random.default_rng([seed, crc32(r.path.encode())]), r.pcm[: 20 * RATE_HZ]))
+        replace(r, pcm=change(np.random.default_rng([draw, crc32(r.path.encode())]), r.pcm[: 20 * RATE_HZ]))
+        for draw in draws
         for r in recordings
         if not r.positive
     ]
 
 
 def edges() -> tuple[str, ...]:
-    """What any stream may hold: at the default threshold at most 2 % of the clips with one alert, and no ambient audio.
+    """What any stream may hold: the default threshold is where at most 2 % of the clips alert, and no ambient audio.
 
-    ``OVERDRIVEN`` is only reported.
+    That holds for the draws that choose it. ``OVERDRIVEN`` is only reported.
     """
     return tuple(edge for edge in _EDGES if edge != OVERDRIVEN)
 

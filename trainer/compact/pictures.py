@@ -16,6 +16,7 @@ from trainer.compact.evaluation import Scored
 
 _SECONDS = 1.92
 _COLUMNS = 5
+_NAME_LENGTH = 34  # characters: what a column has room for
 
 
 def failures(scored: Sequence[Scored], threshold: float) -> list[Scored]:
@@ -47,8 +48,9 @@ def draw(found: Sequence[Scored], path: Path) -> None:
         frames = log_mel_frames(int16_to_float(pcm))
         axes.imshow(frames.T, origin="lower", aspect="auto", vmin=-4.6, vmax=3.5, extent=(0, len(frames) / 100, 0, 64))
         kind = "missed" if s.recording.positive else "false"
-        name = Path(s.recording.path).stem[-22:]
-        axes.set_title(f"{kind}: {s.recording.set}/{s.recording.label}\n{name}: {s.peak:.3f}", fontsize=7)
+        name = Path(s.recording.path).stem
+        name = name if len(name) <= _NAME_LENGTH else f"…{name[1 - _NAME_LENGTH :]}"
+        axes.set_title(f"{kind}: {s.recording.set}/{s.recording.label}, {s.peak:.3f}\n{name}", fontsize=7)
         axes.tick_params(labelsize=6)
     for axes in list(figure.axes)[len(found) :]:
         axes.set_visible(False)
