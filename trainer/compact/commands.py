@@ -483,14 +483,12 @@ def _evaluate(run: _Run, model_name: str | None, json_path: Path | None) -> None
         f"1 % of negative clips, hop {hop} s": evaluation.report(each, evaluation.clip_threshold(each))
         for hop, each in scored.items()
     }
+    limits = {"threshold of the first row": evaluation.clip_threshold(scored[0.48])}
     if model_name is not None:
         from detector.model import load_manifest
 
         opened = load_manifest(_name_or_path(model_name)).decision.open_threshold
         results |= {f"shipped default, hop {hop} s": evaluation.report(each, opened) for hop, each in scored.items()}
-    threshold = evaluation.clip_threshold(scored[0.48])
-    limits = {"threshold of the first row": threshold}
-    if model_name is not None:
         limits["shipped default"] = opened
     for treatment in evaluation.treatments():
         changed = evaluation.score_recordings(scorer, evaluation.altered(recordings, treatment), half_hop=True)

@@ -402,9 +402,9 @@ def edged(recordings: Sequence[Recording], edge: str, draws: Sequence[int]) -> l
 
 
 def edges() -> tuple[str, ...]:
-    """What any stream may hold: the default threshold is where at most 2 % of the clips alert, and no ambient audio.
+    """What any stream may hold: at the default threshold at most 2 % of the clips with one alert, and no ambient audio.
 
-    That holds for the draws that choose it. ``OVERDRIVEN`` is only reported.
+    So it is in the places of ``CHOOSING_DRAWS``, by which thresholds are chosen. ``OVERDRIVEN`` is only reported.
     """
     return tuple(edge for edge in _EDGES if edge != OVERDRIVEN)
 
