@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -33,6 +32,7 @@ from detector.bus.base import Bus, Producer, Record, TopicPartition
 from detector.chunk import CHUNK_SAMPLES, CHUNK_SECONDS, decode
 from detector.config import Settings, load_settings
 from detector.decision import DecisionSettings
+from detector.demo import free_port
 from detector.errors import BusError, BusUnavailable, ChunkError
 from detector.pipeline import Pipeline
 from detector.stream import Arrival
@@ -72,12 +72,6 @@ def until(
     while not condition():
         assert time.monotonic() < deadline, f"not within {deadline_seconds:g} s: {what}"
         time.sleep(pause_seconds)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Load:

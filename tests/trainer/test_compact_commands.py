@@ -97,7 +97,7 @@ def test_training_again_may_take_other_steps_and_nothing_else(compact: Compact, 
     found = compact("--steps", 50, "train", "--again")
     assert "trainer compact synthesise" in found.output
     assert trained.is_file()  # nothing goes before what is needed in its place is there
-    assert json.loads((tmp_path / "work" / "run.json").read_text())["steps"] == 7500
+    assert json.loads((tmp_path / "work" / "run.json").read_text())["steps"] == 4000
 
 
 def test_a_step_without_its_input_leaves_the_folder_free(compact: Compact, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_step_without_its_input_leaves_the_folder_free(compact: Compact, tmp_p
     assert not (tmp_path / "work" / "run.json").exists()
     assert compact("--scenes", 7, "prepare").exit_code == 0
     assert compact("--scenes", 7, "--steps", 20, "prepare").exit_code == 0
-    assert json.loads((tmp_path / "work" / "run.json").read_text())["steps"] == 7500
+    assert json.loads((tmp_path / "work" / "run.json").read_text())["steps"] == 4000
 
 
 def test_recordings_that_allow_no_judgement_are_named_before_the_work(compact: Compact, data: Path) -> None:

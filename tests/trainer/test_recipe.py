@@ -277,7 +277,7 @@ def test_only_sure_negatives_are_mined_and_the_most_believed_of_them(
     network, head = CompactNetwork(folded=False, seed=3), ExampleHead(3)
     monkeypatch.setattr("trainer.compact.training._ASKED_AT_ONCE", 70)
     settings = replace(TrainingSettings(), mined_fraction=0.1)
-    mined = wrongly_believed(data, network, head, settings, settings.first)
+    mined = wrongly_believed(data, network, head, settings, replace(settings.first, mined_scenes=1.0))
 
     scenes, numbers = (part.ravel() for part in np.indices((len(data), len(TAUGHT_POSITIONS))))
     positions = numbers * TAUGHT_POSITIONS.step
@@ -295,7 +295,8 @@ def test_negatives_can_be_mined_among_some_of_the_scenes(data: TrainingData) -> 
     settings = replace(TrainingSettings(), mined_fraction=1.0)
     stage = replace(settings.onward, mined_scenes=0.5)
     among = np.unique(wrongly_believed(data, network, head, settings, stage) // len(TAUGHT_POSITIONS))
-    every = np.unique(wrongly_believed(data, network, head, settings, settings.first) // len(TAUGHT_POSITIONS))
+    every = wrongly_believed(data, network, head, settings, replace(stage, mined_scenes=1.0))
+    every = np.unique(every // len(TAUGHT_POSITIONS))
     assert len(data) / 4 < len(among) <= len(data) / 2 < len(every)
 
 

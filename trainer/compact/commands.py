@@ -163,9 +163,9 @@ class _Run:
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    default=7_500,
+    default=4_000,
     show_default=True,
-    help="Steps of the embedder's first stage; 40 % as many follow.",
+    help="Steps of the embedder's first stage; half as many follow.",
 )
 @click.option(
     "--rounds",
@@ -212,7 +212,7 @@ def teach(run: _Run) -> None:
     "--from",
     "begun",
     default=None,
-    help="Go on from this package's embedder (name or folder), not from random weights: twice 40 % of --steps.",
+    help="Go on from this package's embedder (name or folder), not from random weights: twice 75 % of --steps.",
 )
 @click.pass_obj
 def train(run: _Run, again: bool, begun: str | None) -> None:
@@ -448,8 +448,8 @@ def _train(run: _Run, again: bool, begun: Mapping[str, Any] | None = None) -> No
     if again:
         for path in made:
             path.unlink(missing_ok=True)
-    if not quick_in_bfloat16():
-        click.echo("Products in float32: this machine is no quicker in bfloat16, so expect three times as long.")
+    if not all(paths[name].is_file() for name in stages) and not quick_in_bfloat16():
+        click.echo("Products in float32, as bfloat16 is no quicker on this machine.")
     with shown(stay=True, lines=True) as tell:
         ends: list[Trained] = []
         if begun is not None:

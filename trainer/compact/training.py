@@ -141,12 +141,13 @@ class TrainingSettings:
         mined_fraction: how many of all negatives these are.
     """
 
-    first: Stage = Stage(1, 7_500, 3e-3, mined_at=(0.4, 0.7))
+    first: Stage = Stage(1, 4_000, 3e-3, mined_at=(0.4, 0.7), mined_scenes=0.5)
     second: Stage = Stage(
         2,
-        3_000,
+        2_000,
         1.5e-3,
-        mined_at=(0.0, 0.4),
+        mined_at=(0.0,),
+        mined_scenes=0.5,
         alterations=_MORE,
         quieter=0.25,
         narrower=0.15,
