@@ -295,8 +295,8 @@ def test_negatives_can_be_mined_among_some_of_the_scenes(data: TrainingData) -> 
     settings = replace(TrainingSettings(), mined_fraction=1.0)
     stage = replace(settings.onward, mined_scenes=0.5)
     among = np.unique(wrongly_believed(data, network, head, settings, stage) // len(TAUGHT_POSITIONS))
-    every = wrongly_believed(data, network, head, settings, replace(stage, mined_scenes=1.0))
-    every = np.unique(every // len(TAUGHT_POSITIONS))
+    everywhere = replace(stage, mined_scenes=1.0)
+    every = np.unique(wrongly_believed(data, network, head, settings, everywhere) // len(TAUGHT_POSITIONS))
     assert len(data) / 4 < len(among) <= len(data) / 2 < len(every)
 
 

@@ -111,7 +111,7 @@ class Stage:
     steps: int
     learning_rate: float
     mined_at: tuple[float, ...] = ()
-    mined_scenes: float = 1.0
+    mined_scenes: float = 0.5
     alterations: Alterations = Alterations()
     quieter: float = 0.0
     narrower: float = 0.0
@@ -119,8 +119,9 @@ class Stage:
 
 _MORE = Alterations(0.5, echo=0.3, limited=0.3, sharp=0.5, floor=0.25, mined=0.1)
 # Other numbers than those of earlier versions: other draws than what is gone on from has learnt.
-_ONWARD = Stage(5, 3_000, 2.5e-4, mined_at=(0.0,), mined_scenes=0.5, alterations=_MORE, quieter=0.25, narrower=0.15)
+_ONWARD = Stage(5, 3_000, 2.5e-4, mined_at=(0.0,), alterations=_MORE, quieter=0.25, narrower=0.15)
 _AGAIN = replace(_ONWARD, number=6)
+_SECOND = replace(_ONWARD, number=2, steps=2_000, learning_rate=1.5e-3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +142,8 @@ class TrainingSettings:
         mined_fraction: how many of all negatives these are.
     """
 
-    first: Stage = Stage(1, 4_000, 3e-3, mined_at=(0.4, 0.7), mined_scenes=0.5)
-    second: Stage = Stage(
-        2,
-        2_000,
-        1.5e-3,
-        mined_at=(0.0,),
-        mined_scenes=0.5,
-        alterations=_MORE,
-        quieter=0.25,
-        narrower=0.15,
-    )
+    first: Stage = Stage(1, 4_000, 3e-3, mined_at=(0.4, 0.7))
+    second: Stage = _SECOND
     onward: Stage = _ONWARD
     again: Stage = _AGAIN
     onward_share: float = 0.4
