@@ -21,7 +21,7 @@ BLOCK_SAMPLES = 32  # 2 ms: the resolution of the search
 MIN_SPACING_SAMPLES = 800  # 50 ms: closer onsets are one
 MIN_RISE_DB = 9.0
 MAX_ONSETS = 20  # in one call; more than a second of automatic fire has
-SEARCH_BACK_SAMPLES = 1_600  # 100 ms: how far before a firing example the pipeline lets the search begin
+SEARCH_BACK_SAMPLES = 6_400  # 400 ms before a firing example the pipeline's search begins: an echo can fire it alone
 
 ECHO_DROP_DB = 10.0  # what is so much weaker than something in the 0.6 s before is its echo
 MIN_DECAY_DB = 4.0  # what falls less in the 0.4 s after is a step of the level, not an impulse

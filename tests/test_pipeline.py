@@ -106,6 +106,25 @@ def test_a_shot_at_the_seam_of_two_chunks_is_heard_once(hop_seconds):
         assert abs(opened[0].onset_sample - shot) <= 160
 
 
+@pytest.mark.parametrize("milliseconds_before", [50, 250, 380])
+def test_an_example_that_hears_the_echo_alone_names_the_shot(milliseconds_before):
+    class HearsQuietImpulses(CrestScorer):
+        def classify(self, windows, num_frames):
+            out = np.zeros((len(windows), len(LABELS)), np.float32)
+            for i, (window, count) in enumerate(zip(windows, num_frames, strict=True)):
+                out[i, 0] = 0.9 * (0.1 < window[count - 1].max() < 0.4)
+            return out
+
+    example_begins = 6 * CHUNK_SAMPLES - 240
+    shot = example_begins - 16 * milliseconds_before
+    pcm = audio(np.random.default_rng(3), 12, [shot])
+    echo = pcm[shot : shot + 4000] // 6
+    pcm[example_begins + 2000 :][: len(echo)] += echo
+    log = log_of(chunks_of("a", pcm))
+    opened = [e.alert for e in feed(make_pipeline(scorer=HearsQuietImpulses()), log) if e.alert.state == "opened"]
+    assert abs(opened[0].onset_sample - shot) <= 160
+
+
 def test_state_rebuilt_from_the_log_continues_exactly_at_any_cut():
     rng = np.random.default_rng(4)
     shots = [np.sort(rng.integers(0, 38 * CHUNK_SAMPLES, 5)) for _ in range(3)]
