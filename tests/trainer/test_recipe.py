@@ -54,6 +54,7 @@ from trainer.compact.training import (
     augment,
     begin_from,
     belief,
+    beside_a_machine,
     recorded_otherwise,
     scorer_of,
     train_embedder,
@@ -472,6 +473,26 @@ def test_what_is_recorded_otherwise_is_the_same_sound_at_another_level_or_withou
     widths = kept.sum(axis=1)
     assert 0.3 < (widths == 64).mean() < 0.7
     assert 44 <= widths.min() < 50
+
+
+def test_a_machine_hums_through_the_recorder_and_leaves_what_is_clear() -> None:
+    rng = np.random.default_rng(2)
+    magnitude = np.exp(rng.normal(-3.0, 0.3, (256, 96, 64)))
+    magnitude[:, 40:43, 5:30] += 2.0  # a shot, 30 dB over the background
+    magnitude[:, :, 56:] = 0.0  # and a recorder's edge
+    x = tf.constant(np.log(magnitude + 0.001), tf.float32)
+    heard = np.exp(beside_a_machine(tf.random.Generator.from_seed(1), x, 0.5).numpy()) - 0.001
+    assert heard[:, :, 56:].max() < 1e-5
+    changed = np.abs(heard / np.maximum(magnitude, 1e-9) - 1)[:, :, :56].max(axis=(1, 2)) > 0.001
+    assert 0.4 < changed.mean() < 0.6
+    mean_db = 20 * np.log10(heard[changed][:, :40, :56].mean(axis=1))
+    shot_db = 20 * np.log10(heard[changed][:, 40:43, :56].max(axis=1))
+    clearest_db = (shot_db - mean_db).max(axis=1)
+    assert 8 < clearest_db.min() < 15
+    assert clearest_db.max() > 25
+    hum_db = mean_db.max(axis=1) - np.median(mean_db, axis=1)
+    assert (hum_db > 20).any()
+    assert (mean_db.max(axis=1) > shot_db.min()).any()
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(
