@@ -3,8 +3,8 @@
 The embedder begins at random. It learns at once what is in each example and what two teachers think of it; half of each
 batch is altered in loudness, colour, band and background and learns the labels alone. What it wrongly believed is
 looked up on the way and shown more often from then on. It then goes on at half the rate, with more alterations, and the
-mean of both ends is kept. Or it goes on from a package's embedder, gently, for two such stages side by side, and the
-mean of both ends and of what it was is kept. The LSTM learns to be as sure as belief is, from the example and what came
+mean of both ends is kept. Or it goes on from a package's embedder for one such stage, beside machines too, and a mean
+of what it was and what it became is kept. The LSTM learns to be as sure as belief is, from the example and what came
 before. All depends on data and seed alone, up to the rounding of parallel sums, and of bfloat16 where that is quicker.
 """
 
@@ -122,8 +122,7 @@ class Stage:
 _MORE = Alterations(0.5, echo=0.3, limited=0.3, sharp=0.5, floor=0.25, mined=0.1)
 # Other numbers than those of earlier versions: other draws than what is gone on from has learnt.
 _ONWARD = Stage(5, 3_000, 5e-4, mined_at=(0.0,), alterations=_MORE, quieter=0.25, narrower=0.15, steady=0.3)
-_AGAIN = replace(_ONWARD, number=6)
-_SECOND = replace(_ONWARD, number=2, steps=2_000, learning_rate=1.5e-3)
+_SECOND = replace(_ONWARD, number=2, steps=2_000, learning_rate=1.5e-3, steady=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +132,8 @@ class TrainingSettings:
     Attributes:
         first: from random weights.
         second: from the end of that, with more alterations. The mean of the weights at both ends is the embedder.
-        onward, again: in place of both, each from a package's embedder.
-        onward_share: of the weights at the end of each of these, in the mean with those they began with, which is the
-            embedder.
+        onward: in place of both, from a package's embedder.
+        onward_share: of the weights at its end, in the mean with those it began with, which is the embedder.
         example_head_steps, example_head_learning_rate: for a head that is first learnt on the package's embeddings, as
             packages hold none.
         batch_examples: half as they are, with the teachers' opinions; half altered.
@@ -147,8 +145,7 @@ class TrainingSettings:
     first: Stage = Stage(1, 4_000, 3e-3, mined_at=(0.4, 0.7))
     second: Stage = _SECOND
     onward: Stage = _ONWARD
-    again: Stage = _AGAIN
-    onward_share: float = 0.4
+    onward_share: float = 0.7
     example_head_steps: int = 4_000
     batch_examples: int = 256
     weight_decay: float = 1e-3
@@ -170,11 +167,12 @@ class TrainingSettings:
     head_as_recorded_share: float = 0.7
     head_belief_weight: float = 0.3
     head_imagined_share: float = 0.2
+    head_steady_share: float = 0.3
     seed: int = 1
 
     @property
     def stages(self) -> dict[str, Stage]:
-        return {"first": self.first, "second": self.second, "onward": self.onward, "again": self.again}
+        return {"first": self.first, "second": self.second, "onward": self.onward}
 
     def with_steps(self, steps: int) -> TrainingSettings:
         """``steps`` in the first stage, all others in proportion."""
@@ -622,10 +620,10 @@ def recorded_otherwise(random: tf.random.Generator, x: tf.Tensor, *, quieter: fl
 
 
 def beside_a_machine(random: tf.random.Generator, x: tf.Tensor, share: float) -> tf.Tensor:
-    """``share`` of fine log-mel ``(B, 96, 64)`` with steady noise: a fan's or an engine's, mostly deep, often with hums.
+    """``share`` of fine log-mel ``(B, F, 64)`` with steady noise: a fan's or an engine's, mostly deep, often with hums.
 
-    It may be louder than all but the clearest sound, yet leaves that 10 dB or more in the band where it is clearest, and
-    passes the recorder: bands that hold nothing stay empty.
+    It may be louder than all but the clearest sound, yet leaves that 10 dB or more in the band where it is clearest;
+    it passes the recorder, so bands that hold nothing stay empty.
     """
     batch = tf.shape(x)[0]
     magnitude = tf.maximum(tf.exp(x) - FINE_OFFSET, 0.0)
@@ -643,7 +641,7 @@ def beside_a_machine(random: tf.random.Generator, x: tf.Tensor, share: float) ->
     noise_db += tf.reduce_max(clear_db - noise_db, axis=1, keepdims=True) - random.uniform([batch, 1], 10.0, 35.0)
     # A mel band's magnitude is the mean over the more bins the higher it is; frames of 25 ms every 10 ms are alike.
     varies = 0.52 / tf.sqrt(1.0 + 7.0 * bands**2)
-    drawn = random.normal([batch, EXAMPLE_FRAMES + 2, MEL_BANDS])
+    drawn = random.normal([batch, tf.shape(x)[1] + 2, MEL_BANDS])
     alike = (drawn[:, :-2] + 2.0 * drawn[:, 1:-1] + drawn[:, 2:]) / math.sqrt(6.0)
     noise = tf.maximum(1.0 + varies[:, None, :] * alike, 0.1) * tf.pow(10.0, noise_db / 20.0)[:, None, :]
     here = (random.uniform([batch, 1, 1]) < share) & (loudest > FINE_OFFSET)[:, None, :]
@@ -712,10 +710,7 @@ def train_head(
     network, example_head = _loaded(trained)
     random = tf.random.Generator.from_seed(settings.seed + 1)
 
-    # Streams are heard twice: the examples of whole chunks, and those across their seams.
-    scenes, places = np.indices((len(data), len(TAUGHT_POSITIONS)))
-    embeddings = _embeddings(network, data, scenes.ravel(), places.ravel() * TAUGHT_POSITIONS.step)
-    embeddings = embeddings.reshape(len(data), len(TAUGHT_POSITIONS), EMBEDDING_SIZE)
+    embeddings, hums = scene_embeddings(network, data, settings)
     model = LstmModel(HEAD, seed=settings.seed)
     steps = max(1, int(settings.head_epochs * len(data) / settings.head_scenes))
     optimizer = _optimizer(settings.head_learning_rate, 1e-4, steps, average=True)
@@ -750,13 +745,40 @@ def train_head(
         chosen = rng.choice(len(data), settings.head_scenes, p=chance)[:, None]
         numbers = np.arange(i % 2, len(TAUGHT_POSITIONS), 2)
         positions = numbers * TAUGHT_POSITIONS.step
-        losses.append(
-            float(step(embeddings[chosen, numbers], data.targets[chosen, positions], data.weights[chosen, positions]))
-        )
+        weights = np.where(hums[chosen][..., None], 0.0, data.weights[chosen, positions])
+        losses.append(float(step(embeddings[chosen, numbers], data.targets[chosen, positions], weights)))
         if i % 20 == 19 or i == steps - 1:
             progress(i + 1, steps, f"loss {np.mean(losses[-100:]):.4f}")
     optimizer.finalize_variable_values(model.trainable_variables)
     return model, losses
+
+
+def scene_embeddings(
+    network: CompactNetwork, data: TrainingData, settings: TrainingSettings
+) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
+    """``(scenes, 19, 128)``, some scenes beside a machine, and which: of these only belief can be learnt.
+
+    Streams are heard twice: the examples of whole chunks, and those across their seams.
+    """
+    random = tf.random.Generator.from_seed(settings.seed + 2)
+    heard, bands = len(TAUGHT_POSITIONS), (EXAMPLE_FRAMES, MEL_BANDS)
+    hums = np.random.default_rng(settings.seed + 2).random(len(data)) < settings.head_steady_share
+
+    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
+    def embed(x: tf.Tensor, beside: tf.Tensor) -> tf.Tensor:
+        x = tf.cast(x, tf.float32)
+        scenes = tf.reshape(x, (-1, heard * EXAMPLE_FRAMES, MEL_BANDS))
+        hummed = tf.reshape(beside_a_machine(random, scenes, 1.0), (-1, *bands))
+        x = tf.where(tf.repeat(beside, heard)[:, None, None], hummed, x)
+        return network.embedding(network.pooled(x))
+
+    at_once = _ASKED_AT_ONCE // heard
+    parts = []
+    for first in range(0, len(data), at_once):
+        scenes = np.arange(first, min(first + at_once, len(data)))
+        positions = np.tile(np.array(TAUGHT_POSITIONS), len(scenes))
+        parts.append(embed(data.examples(np.repeat(scenes, heard), positions), hums[scenes]).numpy())
+    return np.concatenate(parts).reshape(len(data), heard, EMBEDDING_SIZE), hums
 
 
 def imagine(
