@@ -92,11 +92,11 @@ def test_labels_are_those_of_audioset(model: Model, data_dir: Path) -> None:
 def test_it_hears_live_fire_in_a_city(scored: list[Scored]) -> None:
     at = evaluation.report(scored, evaluation.clip_threshold(scored))
     assert at.clip_false_alarms <= 0.01
-    assert at.recall["shotspotter"] >= 0.89
-    assert at.tagged_shots_heard >= 0.8
+    assert at.recall["shotspotter"] >= 0.91
+    assert at.tagged_shots_heard >= 0.85
 
 
-@pytest.mark.parametrize(("name", "share"), [("sesa", 0.9), ("gyx", 0.96), ("katsis", 0.77), ("video", 0.88)])
+@pytest.mark.parametrize(("name", "share"), [("sesa", 0.9), ("gyx", 0.96), ("katsis", 0.83), ("video", 0.9)])
 def test_it_hears_more_than_city_sensors(scored: list[Scored], name: str, share: float) -> None:
     """Close shots on Freesound, forensic recordings, distant ones in forest, cameras: a little below the card."""
     assert evaluation.report(scored, evaluation.clip_threshold(scored)).recall[name] >= share
@@ -106,7 +106,7 @@ def test_at_its_default_threshold_continuous_ambient_sound_raises_no_alert(model
     at = evaluation.report(scored, model.manifest.decision.open_threshold)
     assert at.ambient_alerts == 0
     assert at.clip_false_alarms <= 0.0095  # 0.0075 with reference resampling (the card)
-    assert at.recall["shotspotter"] >= 0.87
+    assert at.recall["shotspotter"] >= 0.9
 
 
 @pytest.mark.parametrize("treatment", evaluation.treatments())
