@@ -15,7 +15,7 @@ from detector.chunk import CHUNK_SAMPLES, Pcm
 from detector.embedders.params import CARRY_SAMPLES, EXAMPLE_SAMPLES
 from detector.errors import ConfigError
 
-LOOKBACK_SAMPLES = 8_000  # what an onset search may look back before an example
+LOOKBACK_SAMPLES = 16_000  # an onset search begins 0.4 s before an example; what came in 0.6 s before may echo
 
 
 @dataclass(frozen=True, slots=True, eq=False)

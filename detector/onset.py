@@ -20,8 +20,11 @@ from detector.chunk import RATE_HZ
 BLOCK_SAMPLES = 32  # 2 ms: the resolution of the search
 MIN_SPACING_SAMPLES = 800  # 50 ms: closer onsets are one
 MIN_RISE_DB = 9.0
-MAX_ONSETS = 20  # in one call; more than a second of automatic fire has
+MAX_ONSETS = 28  # in one call: 1.375 s of the closest
 SEARCH_BACK_SAMPLES = 6_400  # 400 ms before a firing example the pipeline's search begins: an echo can fire it alone
+
+# Another number whenever other onsets may be found: alerts of other rules are not gone on with.
+ONSET_RULES = 2
 
 ECHO_DROP_DB = 10.0  # what is so much weaker than something in the 0.6 s before is its echo
 MIN_DECAY_DB = 4.0  # what falls less in the 0.4 s after is a step of the level, not an impulse
@@ -71,7 +74,7 @@ def find_onsets(
     """Find the impulses in ``pcm``, oldest first; always at least one.
 
     Args:
-        pcm: ``(n,) int16``, 16 kHz: a firing example with what came before it (half a second is enough).
+        pcm: ``(n,) int16``, 16 kHz: a firing example with what came before it (0.6 s before ``search_from`` is enough).
         first_sample: index in the session of ``pcm[0]``; may be negative.
         search_from: index in the session of the first sample that may be an onset; what is before is background only.
             None: all of ``pcm``. Samples before the session (negative) are never an onset.

@@ -24,7 +24,7 @@ from detector.decision import DecisionSettings, InterruptReason, ScoredExample, 
 from detector.embedders.params import EMBEDDING_SIZE
 from detector.errors import ChunkError, ConfigError
 from detector.examples import LOOKBACK_SAMPLES, Example, hop_samples_of
-from detector.onset import SEARCH_BACK_SAMPLES, Onset, find_onsets
+from detector.onset import ONSET_RULES, SEARCH_BACK_SAMPLES, Onset, find_onsets
 from detector.operating_point import choose_threshold
 from detector.stream import Arrival, ChunkMark, StreamState
 
@@ -177,8 +177,9 @@ class Pipeline:
 
     @property
     def served(self) -> str:
-        """What decides here: 16 hex digits that change with the model and with every setting that sways a decision."""
-        text = repr((self.model.sha256, self.decision, self.hop_samples, self.window_examples))
+        """What decides here: 16 hex digits that change with the model, with every setting that sways a decision, and
+        with the rules for onsets."""
+        text = repr((self.model.sha256, self.decision, self.hop_samples, self.window_examples, ONSET_RULES))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property

@@ -624,7 +624,8 @@ def _hold_settings(event: Published, served: Served, outcome: Outcome) -> None:
     if same_model and event.served is not None and event.served != served.served and not found:
         found.append(
             "something of decision.* or batch.hop_seconds that the alert does not name (min_support, "
-            "support_window_examples, hold_seconds, cooldown_seconds, max_alert_seconds)"
+            "support_window_examples, hold_seconds, cooldown_seconds, max_alert_seconds), or a detector with "
+            "other rules for onsets"
         )
     if found:
         outcome.differ("settings", "Decided with other settings: " + "; ".join(found) + ".")

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.audio import Int16Array
-from detector.onset import MIN_SPACING_SAMPLES, Onset, find_onsets
+from detector.embedders.params import EXAMPLE_SAMPLES
+from detector.onset import MIN_SPACING_SAMPLES, SEARCH_BACK_SAMPLES, Onset, find_onsets
 
 CONTEXT_SAMPLES = 23_600  # half a second and an example
 Signal = npt.NDArray[np.float64]
@@ -50,6 +51,19 @@ def test_a_shot_is_found_within_10_ms(level: float, seed: int) -> None:
     assert len(onsets) == 1
     assert onsets[0].certain
     assert abs(onsets[0].sample - (100_000 + at)) <= 160
+
+
+@pytest.mark.parametrize("spacing_ms", [55, 60, 65])
+def test_the_fastest_fire_is_found_to_the_end_of_an_example(spacing_ms: int) -> None:
+    """Over all that the pipeline searches: 0.4 s before an example, and the example."""
+    rng = np.random.default_rng(7)
+    x = _noise(rng, 50.0)
+    start = len(x) - EXAMPLE_SAMPLES - SEARCH_BACK_SAMPLES
+    shots = list(range(start + 200, len(x) - 1_000, spacing_ms * 16))
+    for at in shots:
+        _add_shot(x, at, 3000.0, rng, decay_samples=160.0)
+    found = _certain(find_onsets(_pcm(x), 0, search_from=start))
+    assert abs(found[-1] - shots[-1]) <= 160
 
 
 @pytest.mark.parametrize("spacing_ms", [60, 80, 100, 150, 200])

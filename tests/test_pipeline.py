@@ -106,23 +106,53 @@ def test_a_shot_at_the_seam_of_two_chunks_is_heard_once(hop_seconds):
         assert abs(opened[0].onset_sample - shot) <= 160
 
 
+class HearsQuietImpulses(CrestScorer):
+    """Fires at an impulse of a tenth to four tenths of full scale, as a network may that takes an echo for the shot."""
+
+    def classify(self, windows, num_frames):
+        out = np.zeros((len(windows), len(LABELS)), np.float32)
+        for i, (window, count) in enumerate(zip(windows, num_frames, strict=True)):
+            out[i, 0] = 0.9 * (0.1 < window[count - 1].max() < 0.4)
+        return out
+
+
+def with_echo(shot, echo):
+    """Noise with a shot and, 16 dB weaker, its echo; at samples."""
+    pcm = audio(np.random.default_rng(3), 12, [shot])
+    length = min(4000, echo - shot)
+    pcm[echo : echo + length] += pcm[shot : shot + length] // 6
+    return pcm
+
+
+def onsets_heard(pcm, scorer):
+    alerts = [e.alert for e in feed(make_pipeline(scorer=scorer), log_of(chunks_of("a", pcm)))]
+    return [onset for onset in alerts[-1].onsets if onset.certain]
+
+
 @pytest.mark.parametrize("milliseconds_before", [50, 250, 380])
 def test_an_example_that_hears_the_echo_alone_names_the_shot(milliseconds_before):
-    class HearsQuietImpulses(CrestScorer):
-        def classify(self, windows, num_frames):
-            out = np.zeros((len(windows), len(LABELS)), np.float32)
-            for i, (window, count) in enumerate(zip(windows, num_frames, strict=True)):
-                out[i, 0] = 0.9 * (0.1 < window[count - 1].max() < 0.4)
-            return out
-
     example_begins = 6 * CHUNK_SAMPLES - 240
     shot = example_begins - 16 * milliseconds_before
-    pcm = audio(np.random.default_rng(3), 12, [shot])
-    echo = pcm[shot : shot + 4000] // 6
-    pcm[example_begins + 2000 :][: len(echo)] += echo
-    log = log_of(chunks_of("a", pcm))
-    opened = [e.alert for e in feed(make_pipeline(scorer=HearsQuietImpulses()), log) if e.alert.state == "opened"]
-    assert abs(opened[0].onset_sample - shot) <= 160
+    onsets = onsets_heard(with_echo(shot, example_begins + 2000), HearsQuietImpulses())
+    assert [abs(onset.sample - shot) <= 160 for onset in onsets] == [True]
+
+
+@pytest.mark.parametrize("milliseconds_before", [150, 390])
+def test_an_echo_before_the_example_is_no_shot_where_the_shot_came_before_the_search(milliseconds_before):
+    """The echo comes 0.55 s after the shot, the search begins 0.4 s before the example."""
+    example_begins = 6 * CHUNK_SAMPLES - 240
+    echo = example_begins - 16 * milliseconds_before
+    pcm = with_echo(echo - 16 * 550, echo)
+    pcm[example_begins + 6000] = 8000  # a click, which fires the example
+    onsets = onsets_heard(pcm, HearsQuietImpulses())
+    assert not [onset for onset in onsets if abs(onset.sample - echo) <= 480]
+
+
+def test_a_detector_with_other_rules_for_onsets_serves_something_else(monkeypatch):
+    before = make_pipeline().served
+    assert make_pipeline().served == before
+    monkeypatch.setattr("detector.pipeline.ONSET_RULES", 0)
+    assert make_pipeline().served != before
 
 
 def test_state_rebuilt_from_the_log_continues_exactly_at_any_cut():

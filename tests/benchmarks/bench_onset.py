@@ -1,6 +1,6 @@
 """How well onsets are found in the live-fire recordings: ``python tests/benchmarks/bench_onset.py [DATA_DIR]``.
 
-For each tagged onset: search the example that ends with the 0.96 s chunk holding it, with half a second of look-back,
+For each tagged onset: search the example that ends with the 0.96 s chunk holding it, with a second of look-back,
 as the pipeline does. Tuned on FP1-FP4; FP5-FP6 are the figures to quote. A false extra is a certain onset further than
 100 ms from every tag of the file: echoes, untagged shots and other impulses of the city all count.
 """
