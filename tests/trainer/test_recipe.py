@@ -502,7 +502,7 @@ def test_some_scenes_are_beside_a_machine_for_the_lstm(data: TrainingData) -> No
     heard = tf.cast(data.examples(scenes, np.tile(np.array(TAUGHT_POSITIONS), 3)), tf.float32)
     alone = network.embedding(network.pooled(heard)).numpy().reshape(3, -1, EMBEDDING_SIZE)
     for share in (0.0, 0.5, 1.0):
-        embeddings, hums = scene_embeddings(network, data, TrainingSettings(head_steady_share=share))
+        embeddings, hums = scene_embeddings(network, data, 1, share)
         assert embeddings.shape == (len(data), len(TAUGHT_POSITIONS), EMBEDDING_SIZE)
         assert abs(hums.mean() - share) < 0.2
         for one, other, hum in zip(embeddings, alone, hums, strict=False):

@@ -465,7 +465,8 @@ def _train(run: _Run, again: bool, begun: Mapping[str, Any] | None = None) -> No
             ends.append(Trained.load(paths[name]))
         share = settings.onward_share
         trained = Trained.mean(ends, None if begun is None else (1.0 - share, share))
-        lstm, _ = train_head(data, trained, settings, partial(tell, "LSTM head"))
+        steady = settings.stages[stages[-1]].steady
+        lstm, _ = train_head(data, trained, settings, partial(tell, "LSTM head"), steady)
     head = {name: variable.numpy() for name, variable in lstm.named_variables().items()}
     Trained(trained.embedder, trained.example_head, head).save(run.trained_path)
 

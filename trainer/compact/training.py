@@ -167,7 +167,6 @@ class TrainingSettings:
     head_as_recorded_share: float = 0.7
     head_belief_weight: float = 0.3
     head_imagined_share: float = 0.2
-    head_steady_share: float = 0.3
     seed: int = 1
 
     @property
@@ -700,17 +699,18 @@ def belief_loss(found: tf.Tensor, believed: tf.Tensor) -> tf.Tensor:
 
 
 def train_head(
-    data: TrainingData, trained: Trained, settings: TrainingSettings, progress: Progress
+    data: TrainingData, trained: Trained, settings: TrainingSettings, progress: Progress, steady: float = 0.0
 ) -> tuple[LstmModel, list[float]]:
     """Train the LSTM on embeddings of the served network: every example of every scene with what came before it.
 
     It learns labels, and to be as sure of gunfire as ``belief`` is: of close fire, which hardly any recording here
-    holds, only the teachers know, and a head that sees labels alone forgets it.
+    holds, only the teachers know, and a head that sees labels alone forgets it. ``steady`` of the scenes are beside a
+    machine, as many as the embedder's examples were in its last stage.
     """
     network, example_head = _loaded(trained)
     random = tf.random.Generator.from_seed(settings.seed + 1)
 
-    embeddings, hums = scene_embeddings(network, data, settings)
+    embeddings, hums = scene_embeddings(network, data, settings.seed, steady)
     model = LstmModel(HEAD, seed=settings.seed)
     steps = max(1, int(settings.head_epochs * len(data) / settings.head_scenes))
     optimizer = _optimizer(settings.head_learning_rate, 1e-4, steps, average=True)
@@ -754,22 +754,23 @@ def train_head(
 
 
 def scene_embeddings(
-    network: CompactNetwork, data: TrainingData, settings: TrainingSettings
+    network: CompactNetwork, data: TrainingData, seed: int, steady: float
 ) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
-    """``(scenes, 19, 128)``, some scenes beside a machine, and which: of these only belief can be learnt.
+    """``(scenes, 19, 128)``, ``steady`` of the scenes beside a machine, and which: of these only belief can be learnt.
 
     Streams are heard twice: the examples of whole chunks, and those across their seams.
     """
-    random = tf.random.Generator.from_seed(settings.seed + 2)
+    random = tf.random.Generator.from_seed(seed + 2)
     heard, bands = len(TAUGHT_POSITIONS), (EXAMPLE_FRAMES, MEL_BANDS)
-    hums = np.random.default_rng(settings.seed + 2).random(len(data)) < settings.head_steady_share
+    hums = np.random.default_rng(seed + 2).random(len(data)) < steady
 
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def embed(x: tf.Tensor, beside: tf.Tensor) -> tf.Tensor:
         x = tf.cast(x, tf.float32)
-        scenes = tf.reshape(x, (-1, heard * EXAMPLE_FRAMES, MEL_BANDS))
-        hummed = tf.reshape(beside_a_machine(random, scenes, 1.0), (-1, *bands))
-        x = tf.where(tf.repeat(beside, heard)[:, None, None], hummed, x)
+        if steady > 0.0:
+            scenes = tf.reshape(x, (-1, heard * EXAMPLE_FRAMES, MEL_BANDS))
+            hummed = tf.reshape(beside_a_machine(random, scenes, 1.0), (-1, *bands))
+            x = tf.where(tf.repeat(beside, heard)[:, None, None], hummed, x)
         return network.embedding(network.pooled(x))
 
     at_once = _ASKED_AT_ONCE // heard
