@@ -693,8 +693,8 @@ class Session:
             plan = Rebuild(committed.offset, position.since, position.feed_rest)
             if position.served != self._pipeline.served:
                 log.warning(
-                    "%s[%d]: model or decision settings have changed since the last commit. Alerts open then are "
-                    "closed (model_changed).",
+                    "%s[%d]: model, decision settings or rules for onsets have changed since the last commit. Alerts "
+                    "open then are closed (model_changed).",
                     *partition,
                 )
                 plan = Rebuild(committed.offset, {})
