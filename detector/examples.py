@@ -14,8 +14,7 @@ import numpy as np
 from detector.chunk import CHUNK_SAMPLES, Pcm
 from detector.embedders.params import CARRY_SAMPLES, EXAMPLE_SAMPLES
 from detector.errors import ConfigError
-
-LOOKBACK_SAMPLES = 16_000  # an onset search begins 0.4 s before an example; what came in 0.6 s before may echo
+from detector.onset import LOOKBACK_SAMPLES
 
 
 @dataclass(frozen=True, slots=True, eq=False)

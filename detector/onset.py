@@ -43,6 +43,9 @@ _DECAY_BLOCKS = 200
 _MIN_DECAY_BLOCKS = 30
 _FILTER_BLOCKS = 2  # half the filter's length, rounded up
 
+LOOKBACK_SAMPLES = SEARCH_BACK_SAMPLES + _ECHO_BLOCKS * BLOCK_SAMPLES
+"""What a search wants to see before a firing example: where it begins, and what may echo there."""
+
 _BAND_HZ = (300.0, 3_400.0)
 _TAPS = 65
 

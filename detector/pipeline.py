@@ -23,8 +23,8 @@ from detector.chunk import ChunkHead
 from detector.decision import DecisionSettings, InterruptReason, ScoredExample, Transition
 from detector.embedders.params import EMBEDDING_SIZE
 from detector.errors import ChunkError, ConfigError
-from detector.examples import LOOKBACK_SAMPLES, Example, hop_samples_of
-from detector.onset import ONSET_RULES, SEARCH_BACK_SAMPLES, Onset, find_onsets
+from detector.examples import Example, hop_samples_of
+from detector.onset import LOOKBACK_SAMPLES, ONSET_RULES, SEARCH_BACK_SAMPLES, Onset, find_onsets
 from detector.operating_point import choose_threshold
 from detector.stream import Arrival, ChunkMark, StreamState
 

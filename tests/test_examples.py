@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from detector.chunk import CHUNK_SAMPLES
 from detector.embedders.params import CARRY_SAMPLES, EXAMPLE_SAMPLES
 from detector.errors import ConfigError
-from detector.examples import LOOKBACK_SAMPLES, ExampleAssembler, hop_samples_of
+from detector.examples import ExampleAssembler, hop_samples_of
+from detector.onset import LOOKBACK_SAMPLES
 
 
 def _recording(chunks: int, seed: int = 0) -> np.ndarray:

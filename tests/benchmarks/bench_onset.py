@@ -20,8 +20,7 @@ import numpy as np
 from detector.audio import Int16Array, float_to_int16, resample_reference
 from detector.chunk import CHUNK_SAMPLES, RATE_HZ
 from detector.embedders.params import CARRY_SAMPLES
-from detector.examples import LOOKBACK_SAMPLES
-from detector.onset import SEARCH_BACK_SAMPLES, Onset, find_onsets
+from detector.onset import LOOKBACK_SAMPLES, SEARCH_BACK_SAMPLES, Onset, find_onsets
 
 Tagged = dict[str, list[float]]  # path below audio/ -> onset seconds
 

@@ -459,11 +459,17 @@ def _asked(
     data: TrainingData,
     scenes: npt.NDArray[np.int64],
     positions: npt.NDArray[np.int64],
-    ask: Callable[[Any], tf.Tensor],
+    ask: Callable[..., tf.Tensor],
+    *also: npt.NDArray[Any],
+    at_once: int = _ASKED_AT_ONCE,
 ) -> npt.NDArray[Any]:
-    """``ask`` of the examples at ``positions (n,)`` of ``scenes (n,)``, some at a time -> its answers, joined."""
-    parts = [slice(first, first + _ASKED_AT_ONCE) for first in range(0, len(scenes), _ASKED_AT_ONCE)]
-    return np.concatenate([ask(data.examples(scenes[part], positions[part])).numpy() for part in parts])
+    """``ask`` of the examples at ``positions (n,)`` of ``scenes (n,)``, some at a time -> its answers, joined.
+
+    It gets what ``also`` holds of each example besides.
+    """
+    parts = [slice(first, first + at_once) for first in range(0, len(scenes), at_once)]
+    asked = (ask(data.examples(scenes[part], positions[part]), *(each[part] for each in also)) for part in parts)
+    return np.concatenate([answers.numpy() for answers in asked])
 
 
 def _embeddings(
@@ -559,7 +565,7 @@ def augment(
     along are left out.
     """
     batch = tf.shape(x)[0]
-    magnitude = tf.maximum(tf.exp(x) - FINE_OFFSET, 0.0)
+    magnitude = _magnitude(x)
     if alterations.echo > 0.0:
         magnitude = _with_echoes(random, magnitude, alterations.echo)
     partner = tf.roll(tf.range(batch), random.uniform([], 1, tf.maximum(batch, 2), tf.int32), 0)
@@ -588,7 +594,7 @@ def augment(
         floor = tf.where(here, tf.pow(10.0, level_db / 20.0) * _rms(magnitude), tf.zeros_like(level_db))
         noise = -tf.math.log(random.uniform(tf.shape(magnitude), 1e-6, 1.0))  # power of noise in a band
         magnitude = tf.sqrt(magnitude**2 + (floor**2)[:, None, None] * noise)
-    return tf.math.log(magnitude + FINE_OFFSET), weights
+    return _fine_log(magnitude), weights
 
 
 def _with_echoes(random: tf.random.Generator, magnitude: tf.Tensor, share: float) -> tf.Tensor:
@@ -614,8 +620,8 @@ def recorded_otherwise(random: tf.random.Generator, x: tf.Tensor, *, quieter: fl
     gain_db = tf.where(random.uniform([batch]) < quieter, random.uniform([batch], -26.0, 6.0), tf.zeros([batch]))
     cutoff = random.uniform([batch], 44.0, 62.0)
     cutoff = tf.where(random.uniform([batch]) < narrower, cutoff, float(MEL_BANDS) + tf.zeros([batch]))
-    magnitude = tf.maximum(tf.exp(x) - FINE_OFFSET, 0.0) * tf.pow(10.0, gain_db / 20.0)[:, None, None]
-    return tf.math.log(_up_to(cutoff, magnitude) + FINE_OFFSET)
+    magnitude = _magnitude(x) * tf.pow(10.0, gain_db / 20.0)[:, None, None]
+    return _fine_log(_up_to(cutoff, magnitude))
 
 
 def beside_a_machine(random: tf.random.Generator, x: tf.Tensor, share: float) -> tf.Tensor:
@@ -625,7 +631,7 @@ def beside_a_machine(random: tf.random.Generator, x: tf.Tensor, share: float) ->
     all but one in a hundred of the quietest; it passes the recorder, so bands that hold nothing stay empty.
     """
     batch = tf.shape(x)[0]
-    magnitude = tf.maximum(tf.exp(x) - FINE_OFFSET, 0.0)
+    magnitude = _magnitude(x)
     bands = tf.linspace(0.0, 1.0, MEL_BANDS)[None, :]
     noise_db = -bands * random.uniform([batch, 1], -6.0, 50.0) + _colour_db(random, batch)
     for _ in range(2):
@@ -645,7 +651,17 @@ def beside_a_machine(random: tf.random.Generator, x: tf.Tensor, share: float) ->
     noise = tf.maximum(1.0 + varies[:, None, :] * alike, 0.1) * tf.pow(10.0, noise_db / 20.0)[:, None, :]
     here = (random.uniform([batch, 1, 1]) < share) & (loudest > FINE_OFFSET)[:, None, :]
     noise = tf.where(here, noise, tf.zeros_like(noise))
-    return tf.math.log(tf.sqrt(magnitude**2 + noise**2) + FINE_OFFSET)
+    return _fine_log(tf.sqrt(magnitude**2 + noise**2))
+
+
+def _magnitude(x: tf.Tensor) -> tf.Tensor:
+    """Of fine log-mel."""
+    return tf.maximum(tf.exp(x) - FINE_OFFSET, 0.0)
+
+
+def _fine_log(magnitude: tf.Tensor) -> tf.Tensor:
+    """``_magnitude`` the other way round."""
+    return tf.math.log(magnitude + FINE_OFFSET)
 
 
 def _up_to(cutoff: tf.Tensor, magnitude: tf.Tensor) -> tf.Tensor:
@@ -761,25 +777,27 @@ def scene_embeddings(
     Streams are heard twice: the examples of whole chunks, and those across their seams.
     """
     random = tf.random.Generator.from_seed(seed + 2)
-    heard, bands = len(TAUGHT_POSITIONS), (EXAMPLE_FRAMES, MEL_BANDS)
+    scenes, numbers = np.indices((len(data), len(TAUGHT_POSITIONS)))
     hums = np.random.default_rng(seed + 2).random(len(data)) < steady
 
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def embed(x: tf.Tensor, beside: tf.Tensor) -> tf.Tensor:
         x = tf.cast(x, tf.float32)
         if steady > 0.0:
-            scenes = tf.reshape(x, (-1, heard * EXAMPLE_FRAMES, MEL_BANDS))
-            hummed = tf.reshape(beside_a_machine(random, scenes, 1.0), (-1, *bands))
-            x = tf.where(tf.repeat(beside, heard)[:, None, None], hummed, x)
+            whole = tf.reshape(x, (-1, len(TAUGHT_POSITIONS) * EXAMPLE_FRAMES, MEL_BANDS))  # one machine a scene
+            hummed = tf.reshape(beside_a_machine(random, whole, 1.0), (-1, EXAMPLE_FRAMES, MEL_BANDS))
+            x = tf.where(beside[:, None, None], hummed, x)
         return network.embedding(network.pooled(x))
 
-    at_once = _ASKED_AT_ONCE // heard
-    parts = []
-    for first in range(0, len(data), at_once):
-        scenes = np.arange(first, min(first + at_once, len(data)))
-        positions = np.tile(np.array(TAUGHT_POSITIONS), len(scenes))
-        parts.append(embed(data.examples(np.repeat(scenes, heard), positions), hums[scenes]).numpy())
-    return np.concatenate(parts).reshape(len(data), heard, EMBEDDING_SIZE), hums
+    found = _asked(
+        data,
+        scenes.ravel(),
+        numbers.ravel() * TAUGHT_POSITIONS.step,
+        embed,
+        np.repeat(hums, len(TAUGHT_POSITIONS)),
+        at_once=_ASKED_AT_ONCE // len(TAUGHT_POSITIONS) * len(TAUGHT_POSITIONS),
+    )
+    return found.reshape(*scenes.shape, EMBEDDING_SIZE), hums
 
 
 def imagine(
