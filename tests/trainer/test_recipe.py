@@ -331,10 +331,10 @@ def test_a_command_trains_on_from_the_shipped_package(
     options = ["compact", "--data-dir", str(tmp_path), "--work", str(tmp_path / "w"), "--steps", "10"]
     found = CliRunner().invoke(main, [*options, "train", "--from", "compact-gunfire"])
     assert found.exit_code == 0, found.output
-    names = ("begun", "onward", "trained")
-    begun, onward, trained = (Trained.load(tmp_path / "w" / f"{name}.npz") for name in names)
+    names = ("begun", "onward", "abreast", "trained")
+    begun, onward, abreast, trained = (Trained.load(tmp_path / "w" / f"{name}.npz") for name in names)
     for name, value in trained.embedder.items():
-        mean = 0.3 * begun.embedder[name] + 0.7 * onward.embedder[name]
+        mean = 0.3 * begun.embedder[name] + 0.35 * (onward.embedder[name] + abreast.embedder[name])
         np.testing.assert_allclose(value, mean, rtol=1e-5, atol=1e-6, err_msg=name)
     assert trained.head
     made = json.loads((tmp_path / "w" / "run.json").read_text())

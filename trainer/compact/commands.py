@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from trainer.compact.training import Trained, TrainingSettings
     from trainer.compact.work import MadeWith
 
-_VERSION = "0.10.0"
+_VERSION = "0.11.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ def teach(run: _Run) -> None:
     "--from",
     "begun",
     default=None,
-    help="Go on from this package's embedder (name or folder), not from random weights: 75 % of --steps.",
+    help="Go on from this package's embedder (name or folder), not from random weights: twice 75 % of --steps.",
 )
 @click.pass_obj
 def train(run: _Run, again: bool, begun: str | None) -> None:
@@ -432,7 +432,7 @@ def _train(run: _Run, again: bool, begun: Mapping[str, Any] | None = None) -> No
     settings = run.settings()
     paths = {name: run.work / f"{name}.npz" for name in ("begun", *settings.stages)}
     kept = {name: run.work / f"{name}.checkpoint.npz" for name in settings.stages}
-    stages = ("first", "second") if begun is None else ("onward",)
+    stages = ("first", "second") if begun is None else ("onward", "abreast")
     made = [path for path in (run.trained_path, *paths.values(), *kept.values()) if path.is_file()]
     free = TRAINING if again else () if made else ("--from",)
     run.check(free)
@@ -464,7 +464,7 @@ def _train(run: _Run, again: bool, begun: Mapping[str, Any] | None = None) -> No
                 train_embedder(data, settings, settings.stages[name], said, kept[name], origin)[0].save(paths[name])
             ends.append(Trained.load(paths[name]))
         share = settings.onward_share
-        trained = Trained.mean(ends, None if begun is None else (1.0 - share, share))
+        trained = Trained.mean(ends, None if begun is None else (1.0 - 2.0 * share, share, share))
         steady = settings.stages[stages[-1]].steady
         lstm, _ = train_head(data, trained, settings, partial(tell, "LSTM head"), steady)
     head = {name: variable.numpy() for name, variable in lstm.named_variables().items()}
