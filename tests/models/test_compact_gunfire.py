@@ -93,7 +93,7 @@ def test_it_hears_live_fire_in_a_city(scored: list[Scored]) -> None:
     at = evaluation.report(scored, evaluation.clip_threshold(scored))
     assert at.clip_false_alarms <= 0.01
     assert at.recall["shotspotter"] >= 0.91
-    assert at.tagged_shots_heard >= 0.82  # 0.865 with reference resampling, where one clip more counts
+    assert at.tagged_shots_heard >= 0.82  # 0.832 here, 0.865 with reference resampling (the card)
 
 
 @pytest.mark.parametrize(("name", "share"), [("sesa", 0.9), ("gyx", 0.96), ("katsis", 0.83), ("video", 0.9)])

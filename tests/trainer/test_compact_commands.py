@@ -197,6 +197,21 @@ def test_scenes_of_an_earlier_version_are_not_mixed_with_new_ones(compact: Compa
     assert "trainer compact train" in compact("export").output  # what is made of them may still be exported
 
 
+def test_what_an_earlier_version_trained_is_not_gone_on_with(compact: Compact, tmp_path: Path) -> None:
+    assert compact("prepare").exit_code == 0
+    path = tmp_path / "work" / "run.json"
+    content = json.loads(path.read_text())
+    del content["training_version"]  # as version 0.10.0 of the model wrote it
+    path.write_text(json.dumps(content))
+    assert "trainer compact synthesise" in compact("train").output  # nothing is trained yet
+    (tmp_path / "work" / "onward.checkpoint.npz").touch()
+    found = compact("train")
+    assert (found.exit_code, "trained in it is of another version" in found.output) == (78, True)
+    assert compact("prepare").exit_code == 0  # and what decides no training leaves it as it is
+    assert json.loads(path.read_text()) == content
+    assert "trainer compact synthesise" in compact("train", "--again").output
+
+
 def test_training_goes_on_from_a_folder_wherever_it_lies(
     compact: Compact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -341,6 +341,16 @@ def test_a_command_trains_on_from_the_shipped_package(
     assert made["begun"].startswith("compact-gunfire ")
     assert any("Free Firearm" in name for name in made["inherited"])
     assert "trained already" in CliRunner().invoke(main, [*options, "train", "--from", "compact-gunfire"]).output
+    # Stopped between the stages: what was made stays, and the rest comes out as it did.
+    (tmp_path / "w" / "trained.npz").unlink()
+    (tmp_path / "w" / "abreast.npz").unlink()
+    (tmp_path / "w" / "abreast.checkpoint.npz").unlink()
+    kept = (tmp_path / "w" / "onward.npz").stat().st_mtime_ns
+    assert CliRunner().invoke(main, [*options, "train", "--from", "compact-gunfire"]).exit_code == 0
+    assert (tmp_path / "w" / "onward.npz").stat().st_mtime_ns == kept
+    resumed = Trained.load(tmp_path / "w" / "abreast.npz")
+    for name, value in resumed.embedder.items():
+        np.testing.assert_allclose(value, abreast.embedder[name], rtol=1e-2, atol=1e-3, err_msg=name)
 
 
 def test_where_nothing_is_surely_negative_nothing_is_mined(data: TrainingData) -> None:

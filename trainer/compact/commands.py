@@ -165,7 +165,7 @@ class _Run:
     type=click.IntRange(1),
     default=4_000,
     show_default=True,
-    help="Steps of the embedder's first stage; half as many follow.",
+    help="Steps of the embedder's first stage; half as many follow. With `train --from` each stage takes 75 % of it.",
 )
 @click.option(
     "--rounds",
@@ -212,7 +212,8 @@ def teach(run: _Run) -> None:
     "--from",
     "begun",
     default=None,
-    help="Go on from this package's embedder (name or folder), not from random weights: twice 75 % of --steps.",
+    help="Go on from this package's embedder (name or folder), not from random weights, twice with 75 % of --steps; "
+    "a mean of both ends and of what it was is kept.",
 )
 @click.pass_obj
 def train(run: _Run, again: bool, begun: str | None) -> None:

@@ -121,7 +121,7 @@ class Stage:
 
 
 _MORE = Alterations(0.5, echo=0.3, limited=0.3, sharp=0.5, floor=0.25, mined=0.1)
-# The built-in models since 0.9.2 drew with these numbers too: another --seed than theirs gives other examples.
+# The built-in models since 0.9.2 drew with 5, or with 5 and 6: another --seed than theirs gives other examples.
 _ONWARD = Stage(5, 3_000, 5e-4, mined_at=(0.0,), alterations=_MORE, quieter=0.25, narrower=0.15, steady=0.3)
 _ABREAST = replace(_ONWARD, number=6)
 _SECOND = replace(_ONWARD, number=2, steps=2_000, learning_rate=1.5e-3, steady=0.0)
@@ -135,8 +135,8 @@ class TrainingSettings:
         first: from random weights.
         second: from the end of that, with more alterations. The mean of the weights at both ends is the embedder.
         onward, abreast: in place of both, each from a package's embedder.
-        onward_share: of the weights at the end of each of these, in the mean with those they began with, which is the
-            embedder.
+        onward_share: of the weights at the end of each of these (a half at most), in the mean with those they began
+            with, which is the embedder.
         example_head_steps, example_head_learning_rate: for a head that is first learnt on the package's embeddings, as
             packages hold none.
         batch_examples: half as they are, with the teachers' opinions; half altered.
@@ -725,7 +725,7 @@ def train_head(
 
     It learns labels, and to be as sure of gunfire as ``belief`` is: of close fire, which hardly any recording here
     holds, only the teachers know, and a head that sees labels alone forgets it. ``steady`` of the scenes are beside a
-    machine, as many as the embedder's examples were in its last stage.
+    machine, as many as the embedder's examples were in the stages that made it.
     """
     network, example_head = _loaded(trained)
     random = tf.random.Generator.from_seed(settings.seed + 1)

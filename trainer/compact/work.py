@@ -18,6 +18,7 @@ TRAINING = ("--steps", "--from")
 SCENES = "scenes"
 """What ``check`` calls the version of the scenes among what is free."""
 _SCENES_VERSION = 3
+_TRAINING_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class MadeWith:
         rounds: how often each mixture is made.
         begun: the package whose embedder training began with, and that embedder's hash; "" for random weights.
         inherited: what that package had learnt from.
-        scenes_version: of the code that makes scenes from a seed.
+        scenes_version, training_version: of the code that makes scenes from a seed, and weights from scenes.
     """
 
     seed: int
@@ -41,6 +42,7 @@ class MadeWith:
     begun: str = ""
     inherited: tuple[str, ...] = ()
     scenes_version: int = _SCENES_VERSION
+    training_version: int = _TRAINING_VERSION
 
     @property
     def by_option(self) -> dict[str, int]:
@@ -68,9 +70,10 @@ def made_with(work: Path) -> MadeWith | None:
     """What ``work`` was made with; None where it doesn't say. Raises ConfigError where its run.json is damaged."""
     path = work / RUN_NAME
     try:
-        content = {"scenes_version": 1} | json.loads(path.read_text(encoding="utf-8"))
+        content = {"scenes_version": 1, "training_version": 1} | json.loads(path.read_text(encoding="utf-8"))
         made = MadeWith(**content | {"inherited": tuple(content.get("inherited", ()))})
-        if not all(type(value) is int for value in (*made.by_option.values(), made.scenes_version)):
+        numbers = (*made.by_option.values(), made.scenes_version, made.training_version)
+        if not all(type(value) is int for value in numbers):
             raise ValueError("an option is no whole number")
         if not all(isinstance(value, str) for value in (made.recordings, made.begun, *made.inherited)):
             raise ValueError("recordings, begun or inherited is no text")
@@ -99,6 +102,8 @@ def check(work: Path, wanted: MadeWith, free: Collection[str] = ()) -> MadeWith 
             f"--from is {wanted.begun or 'not given'}, it was {kept.begun or 'not given'} "
             "(`train --again` may change it; `all` trains without)"
         )
+    if wanted.training_version != kept.training_version and "--from" not in free:
+        differences.append("what was trained in it is of another version of this program (`train --again` trains anew)")
     if wanted.scenes_version != kept.scenes_version and SCENES not in free:
         differences.append("its scenes are those of another version of this program")
     if "" not in (kept.recordings, wanted.recordings) and kept.recordings != wanted.recordings:
@@ -114,14 +119,20 @@ def check(work: Path, wanted: MadeWith, free: Collection[str] = ()) -> MadeWith 
 def claim(work: Path, wanted: MadeWith, free: Collection[str] = (), *, keep_training: bool = False) -> None:
     """``check``, then note ``wanted``. Raises DataError where the disk refuses.
 
-    With ``keep_training`` the steps and what was begun with may differ and remain as the folder has them.
+    With ``keep_training`` the steps, what was begun with and the training's version may differ and remain as they are.
 
     A folder without run.json takes on ``wanted``, also where something lies in it, as an earlier version wrote none;
     shards of other settings are then found where they are read.
     """
     kept = check(work, wanted, (*free, *TRAINING) if keep_training else free)
     if kept is not None and keep_training:
-        wanted = replace(wanted, steps=kept.steps, begun=kept.begun, inherited=kept.inherited)
+        wanted = replace(
+            wanted,
+            steps=kept.steps,
+            begun=kept.begun,
+            inherited=kept.inherited,
+            training_version=kept.training_version,
+        )
     wanted = replace(wanted, recordings=wanted.recordings or (kept.recordings if kept else ""))
     if wanted == kept:
         return
