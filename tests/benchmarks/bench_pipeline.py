@@ -2,8 +2,8 @@
 
 The bare network is VGGish in float32 on log-mel examples that lie ready, batch 64. The pipeline does all the rest too:
 it decodes 64 wire records, cuts examples, computes log-mel, embeds, forms windows, runs an LSTM, decides and encodes
-alerts. Both take turns, so that a machine that slows down slows both. A chunk holds two
-examples at the default hop of 0.48 s: the network gets as many.
+alerts. Both take turns, so that a machine that slows down slows both. A chunk holds two examples at
+the default hop of 0.48 s: the network gets as many.
 
     python tests/benchmarks/bench_pipeline.py [--rounds 12] [--batch 64]
 """

@@ -175,7 +175,7 @@ class TrainingSettings:
 
     @property
     def stages(self) -> dict[str, Stage]:
-        return {name: getattr(self, name) for name in ("first", "second", "onward", "abreast")}
+        return {"first": self.first, "second": self.second, "onward": self.onward, "abreast": self.abreast}
 
     def with_steps(self, steps: int) -> TrainingSettings:
         """``steps`` in the first stage, all others in proportion."""

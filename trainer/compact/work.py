@@ -124,15 +124,9 @@ def claim(work: Path, wanted: MadeWith, free: Collection[str] = (), *, keep_trai
     A folder without run.json takes on ``wanted``, also where something lies in it, as an earlier version wrote none;
     shards of other settings are then found where they are read.
     """
-    kept = check(work, wanted, (*free, *TRAINING) if keep_training else free)
+    kept = check(work, wanted, TRAINING if keep_training else free)
     if kept is not None and keep_training:
-        wanted = replace(
-            wanted,
-            steps=kept.steps,
-            begun=kept.begun,
-            inherited=kept.inherited,
-            training_version=kept.training_version,
-        )
+        wanted = replace(kept, recordings=wanted.recordings)  # all else was found to be alike
     wanted = replace(wanted, recordings=wanted.recordings or (kept.recordings if kept else ""))
     if wanted == kept:
         return
