@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import kafka
 import tenacity
 from kafka import errors
+from kafka.admin import MemberToRemove
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
@@ -568,7 +569,7 @@ def _bounded(call: Callable[[], None], timeout_seconds: float) -> BaseException 
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
             outcome.append(error)
 
-    thread = threading.Thread(target=run, name="kafka-transaction", daemon=True)
+    thread = threading.Thread(target=run, name="kafka-bounded", daemon=True)
     thread.start()
     thread.join(timeout_seconds)
     return outcome[0] if outcome else errors.KafkaTimeoutError(f"no answer within {timeout_seconds:g} s")
@@ -632,6 +633,7 @@ class KafkaConsumer:
     ) -> None:
         self._topics = tuple(dict.fromkeys(topics))
         self._group = group
+        self._connection = connection
         self._needs = f"READ on topic {', '.join(self._topics)}" + (f" and on group {group}" if group else "")
         self._start = start
         self._on_assigned = on_assigned
@@ -937,13 +939,50 @@ class KafkaConsumer:
         if self._closed:
             return
         self._closed = True
+        left = self._leave_unfinished_join()
         try:
             self._client.close(autocommit=False, timeout_ms=int(_CLOSE_SECONDS * 1000))
         except errors.KafkaError as error:
+            left = error
+        if left is not None:
             _logger.warning(
                 "Left the group without a word, others take over after the session timeout: %s",
-                _translated(error, "leaving"),
+                _translated(left, "leaving", self._needs),
             )
+
+    def _leave_unfinished_join(self) -> BaseException | None:
+        """Leave a group that this member is still joining, over another connection; what went wrong, or None.
+
+        A broker answers a connection in turn: behind a join that waits for the others, the word that this member
+        leaves would wait too, longer than ``close`` does. And a member that was only named, whose place whoever joins
+        next waits for, the library does not take out at all.
+        """
+        coordinator = self._client._coordinator
+        if coordinator is None or coordinator.coordinator_unknown() or not coordinator.is_dynamic_member():
+            return None  # a static member keeps its place until its session ends
+        join = coordinator._join_task
+        joining = join is not None and not join.is_done
+        if coordinator.stable() and not joining:
+            return None
+
+        def leave() -> None:
+            if joining and not coordinator._generation.has_member_id():
+                with suppress(errors.KafkaError):  # the first answer, which comes at once, names the member
+                    self._client._net.run(coordinator._manager.wait_for, join, _CLOSE_SECONDS * 1000)
+            if coordinator._generation.has_member_id():
+                member = MemberToRemove(coordinator._generation.member_id)
+                admin = kafka.KafkaAdminClient(**self._connection)
+                try:
+                    answer = admin.remove_group_members(self._group, [member])
+                finally:
+                    admin.close()
+                for refused in answer.values():
+                    if refused not in (errors.NoError, errors.UnknownMemberIdError):
+                        raise refused()
+
+        error = _bounded(leave, _CLOSE_SECONDS)
+        coordinator.reset_generation()  # else the library leaves once more
+        return error
 
     @property
     def is_closed(self) -> bool:

@@ -41,19 +41,37 @@ def bus_settings(request: pytest.FixtureRequest, tmp_path: Path) -> BusSettings:
     return BusSettings(kind="kafka", kafka=KafkaSettings(bootstrap_servers=(address,), session_timeout_seconds=6.0))
 
 
-@pytest.fixture
-def bus_factory(bus_settings: BusSettings) -> Iterator[Callable[[], Bus]]:
-    """Opens the test's bus, as often as asked: each call is another process's view."""
+def opener(settings: BusSettings) -> Iterator[Callable[[], Bus]]:
     opened: list[Bus] = []
 
     def make() -> Bus:
-        bus = open_bus(bus_settings)
+        bus = open_bus(settings)
         opened.append(bus)
         return bus
 
     yield make
     for bus in opened:
         bus.close()
+
+
+@pytest.fixture
+def bus_factory(bus_settings: BusSettings) -> Iterator[Callable[[], Bus]]:
+    """Opens the test's bus, as often as asked: each call is another process's view."""
+    yield from opener(bus_settings)
+
+
+@pytest.fixture
+def patient_bus_factory(bus_settings: BusSettings) -> Iterator[Callable[[], Bus]]:
+    """The same where a member that is gone without a word is waited for longer than any test waits."""
+    patient = {"session_timeout_seconds": 300.0}
+    yield from opener(
+        bus_settings.model_copy(
+            update={
+                "embedded": bus_settings.embedded.model_copy(update=patient),
+                "kafka": bus_settings.kafka.model_copy(update=patient),
+            }
+        )
+    )
 
 
 @pytest.fixture

@@ -9,24 +9,24 @@ from kafka.future import Future
 from prometheus_client import CollectorRegistry
 
 from detector.bus.base import Commit, TopicPartition, TopicSettings
-from detector.bus.kafka import KafkaBus
-from detector.config import KafkaSettings, load_settings
+from detector.config import BusSettings, KafkaSettings, load_settings
 from detector.daemon import Session
 from detector.deadletters import CUT_FROM_BYTES
 from detector.errors import BusError, BusUnavailable, CommitDelayed, CommitFenced
 from detector.metrics import Metrics
 from detector.topics import topic_settings
-from tests.bus.contract import fill, read, settle, until, values_of
+from tests.bus.contract import DEADLINE_SECONDS, fill, read, settle, until, values_of
 from tests.test_pipeline import make_pipeline
 
 pytestmark = pytest.mark.kafka
+LIBRARY_GIVES_UP_SECONDS = 30.0
 
 
 @pytest.fixture
-def bus(kafka_address):
-    bus = KafkaBus(KafkaSettings(bootstrap_servers=(kafka_address,), session_timeout_seconds=6.0))
-    yield bus
-    bus.close()
+def bus_settings(kafka_address):
+    return BusSettings(
+        kind="kafka", kafka=KafkaSettings(bootstrap_servers=(kafka_address,), session_timeout_seconds=6.0)
+    )
 
 
 @pytest.mark.parametrize("error", [errors.OutOfOrderSequenceNumberError, errors.InvalidProducerEpochError])
@@ -141,6 +141,53 @@ def test_a_join_that_ends_between_two_short_polls_is_taken_up(bus, name):
     consumer.poll(1.0)
     consumer.commit({TopicPartition(name, 0): Commit(0, "after")})
     assert consumer.committed(TopicPartition(name, 0)) == Commit(0, "after")
+
+
+def test_a_member_that_closes_while_it_joins_waits_for_nobody(bus, name, monkeypatch):
+    """The brokers answer its connection in turn, and the join only when the other member looks."""
+    monkeypatch.setattr("detector.bus.kafka._CLOSE_SECONDS", DEADLINE_SECONDS)
+    bus.create_topics({name: TopicSettings(partitions=1)})
+    staying, leaving = bus.consumer([name], name), bus.consumer([name], name)
+    settle([staying], 1)
+    leaving.poll(0.5)
+    started = time.monotonic()
+    leaving.close()
+    assert time.monotonic() - started < 0.5 * LIBRARY_GIVES_UP_SECONDS
+
+
+def test_a_member_that_closes_as_soon_as_it_has_a_name_is_gone(patient_bus_factory, name):
+    """Brokers name a member first and keep a place for it: whoever joins next would wait for it."""
+    bus = patient_bus_factory()
+    bus.create_topics({name: TopicSettings(partitions=2)})
+    staying, leaving = bus.consumer([name], name), bus.consumer([name], name)
+    settle([staying], 2)
+    until(lambda: leaving.poll(0) or leaving._client._coordinator._join_task is not None, "a join")
+    leaving.close()
+    settle([staying, bus.consumer([name], name)], 2)
+
+
+def test_a_member_that_cant_say_that_it_leaves_says_who_waits(bus, name, monkeypatch, caplog):
+    bus.create_topics({name: TopicSettings(partitions=1)})
+    staying, leaving = bus.consumer([name], name), bus.consumer([name], name)
+    settle([staying], 1)
+    leaving.poll(0.5)
+
+    class Refusing:
+        def __init__(self, **_):
+            pass
+
+        def remove_group_members(self, group, members):
+            assert group == name
+            return dict.fromkeys(members, errors.GroupAuthorizationFailedError)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(kafka, "KafkaAdminClient", Refusing)
+    leaving.close()
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "detector.bus.kafka"]
+    assert said.startswith("Left the group without a word, others take over after the session timeout: ")
+    assert f"READ on topic {name} and on group {name}" in said
 
 
 def test_members_that_never_wait_in_a_poll_share_once_and_read_all(bus, name):
@@ -262,4 +309,13 @@ def test_what_is_used_of_the_librarys_inside_is_still_there(bus, name):
     assert coordinator.rejoining in (True, False)
     assert callable(coordinator.need_rejoin)
     assert callable(coordinator.request_rejoin)
+    assert (coordinator.stable(), coordinator.coordinator_unknown(), coordinator.is_dynamic_member()) == (
+        False,
+        True,
+        True,
+    )
+    assert not coordinator._generation.has_member_id()
+    assert callable(coordinator.reset_generation)
+    assert callable(coordinator._manager.wait_for)
+    assert callable(consumer._client._net.run)
     assert producer._client._accumulator.has_incomplete in (True, False), kafka.__version__
