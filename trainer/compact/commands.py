@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from trainer.compact.training import Trained, TrainingSettings
     from trainer.compact.work import MadeWith
 
-_VERSION = "0.11.0"
+_VERSION = "0.12.0"
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ from trainer.compact.teachers import (
 )
 
 WINDOW_EXAMPLES = 10
-HEAD = LstmConfig(classes=len(LABELS), input_size=EMBEDDING_SIZE, cells=96, layers=1, final="moe", mixtures=2)
+HEAD = LstmConfig(classes=len(LABELS), input_size=EMBEDDING_SIZE, cells=112, layers=1, final="moe", mixtures=2)
 _EMBEDDING_LENGTH = 12.0  # logits of single-example heads come from unit vectors, as the LSTM will see them
 _FAMILY_COLUMNS = [LABELS.index(label) for label in FAMILY]
 _LOOK_ALIKE_COLUMNS = [LABELS.index(label) for label in LOOK_ALIKES]
@@ -167,7 +167,7 @@ class TrainingSettings:
     hard_negative_weight: float = 4.0
     head_epochs: float = 40.0
     head_scenes: int = 64
-    head_learning_rate: float = 3e-3
+    head_learning_rate: float = 2e-2
     head_as_recorded_share: float = 0.7
     head_belief_weight: float = 1.0
     head_imagined_share: float = 0.2

@@ -18,7 +18,7 @@ TRAINING = ("--steps", "--from")
 SCENES = "scenes"
 """What ``check`` calls the version of the scenes among what is free."""
 _SCENES_VERSION = 3
-_TRAINING_VERSION = 2
+_TRAINING_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
