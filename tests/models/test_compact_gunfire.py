@@ -93,7 +93,7 @@ def test_it_hears_live_fire_in_a_city(scored: list[Scored]) -> None:
     at = evaluation.report(scored, evaluation.clip_threshold(scored))
     assert at.clip_false_alarms <= 0.01
     assert at.recall["shotspotter"] >= 0.91
-    assert at.tagged_shots_heard >= 0.82  # 0.832 here, 0.865 with reference resampling (the card)
+    assert at.tagged_shots_heard >= 0.82  # 0.838 here, 0.862 with reference resampling (the card)
 
 
 @pytest.mark.parametrize(("name", "share"), [("sesa", 0.9), ("gyx", 0.96), ("katsis", 0.83), ("video", 0.9)])
@@ -105,7 +105,7 @@ def test_it_hears_more_than_city_sensors(scored: list[Scored], name: str, share:
 def test_at_its_default_threshold_continuous_ambient_sound_raises_no_alert(model: Model, scored: list[Scored]) -> None:
     at = evaluation.report(scored, model.manifest.decision.open_threshold)
     assert at.ambient_alerts == 0
-    assert at.clip_false_alarms <= 0.0095  # 0.0038 with reference resampling (the card)
+    assert at.clip_false_alarms <= 0.0095  # 0.0075 with reference resampling (the card)
     assert at.recall["shotspotter"] >= 0.9
 
 
