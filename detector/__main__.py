@@ -209,7 +209,7 @@ def watch_command(output_format: str, from_beginning: bool, config_path: Path | 
 @main.command("demo")
 @click.option("--sensors", type=click.IntRange(1, 100), default=6, show_default=True)
 @click.option("--seconds", type=click.FloatRange(10, 3600), default=40.0, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=4045, show_default=True, help="Of the synthetic city.")
+@click.option("--seed", type=click.IntRange(0), default=6074, show_default=True, help="Of the synthetic city.")
 @click.option("--serve", is_flag=True, help="Keep detector and city running after the summary, until Ctrl-C.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Keep bus, truth and logs here.")
 def demo_command(sensors: int, seconds: float, seed: int, serve: bool, folder: Path | None) -> None:
