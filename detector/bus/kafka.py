@@ -943,7 +943,7 @@ class KafkaConsumer:
         try:
             self._client.close(autocommit=False, timeout_ms=int(_CLOSE_SECONDS * 1000))
         except errors.KafkaError as error:
-            left = error
+            left = left or error
         if left is not None:
             _logger.warning(
                 "Left the group without a word, others take over after the session timeout: %s",
@@ -966,19 +966,24 @@ class KafkaConsumer:
             return None
 
         def leave() -> None:
-            if joining and not coordinator._generation.has_member_id():
-                with suppress(errors.KafkaError):  # the first answer, which comes at once, names the member
-                    self._client._net.run(coordinator._manager.wait_for, join, _CLOSE_SECONDS * 1000)
-            if coordinator._generation.has_member_id():
-                member = MemberToRemove(coordinator._generation.member_id)
-                admin = kafka.KafkaAdminClient(**self._connection)
-                try:
-                    answer = admin.remove_group_members(self._group, [member])
-                finally:
-                    admin.close()
-                for refused in answer.values():
-                    if refused not in (errors.NoError, errors.UnknownMemberIdError):
-                        raise refused()
+            generation = coordinator._generation
+            if joining and not generation.has_member_id():
+                with suppress(errors.MemberIdRequiredError):  # the first answer, which comes at once, names the member
+                    self._client._net.run(coordinator._manager.wait_for, join, _CLOSE_SECONDS * 500)
+                generation = coordinator._generation
+            if not generation.has_member_id():
+                return
+            member = MemberToRemove(generation.member_id)
+            settings = {**self._connection, "bootstrap_timeout_ms": int(_CLOSE_SECONDS * 1000)}
+            with closing_on_failure():
+                admin = kafka.KafkaAdminClient(**settings)
+            try:
+                answer = admin.remove_group_members(self._group, [member])
+            finally:
+                admin.close()
+            for refused in answer.values():
+                if refused not in (errors.NoError, errors.UnknownMemberIdError):
+                    raise refused()
 
         error = _bounded(leave, _CLOSE_SECONDS)
         coordinator.reset_generation()  # else the library leaves once more

@@ -1,5 +1,6 @@
 """What the Kafka bus does where its library gives up: records refused, transactions of unknown outcome."""
 
+import threading
 import time
 
 import kafka
@@ -19,7 +20,6 @@ from tests.bus.contract import DEADLINE_SECONDS, fill, read, settle, until, valu
 from tests.test_pipeline import make_pipeline
 
 pytestmark = pytest.mark.kafka
-LIBRARY_GIVES_UP_SECONDS = 30.0
 
 
 @pytest.fixture
@@ -143,16 +143,28 @@ def test_a_join_that_ends_between_two_short_polls_is_taken_up(bus, name):
     assert consumer.committed(TopicPartition(name, 0)) == Commit(0, "after")
 
 
-def test_a_member_that_closes_while_it_joins_waits_for_nobody(bus, name, monkeypatch):
+def wait_in_a_join(consumer) -> None:
+    """Until it has a name and its join waits for the other members, which do not look."""
+    coordinator = consumer._client._coordinator
+
+    def waits() -> bool:
+        consumer.poll(0.05)
+        join = coordinator._join_task
+        return coordinator._generation.has_member_id() and join is not None and not join.is_done
+
+    until(waits, "a join that waits")
+
+
+def test_a_member_that_closes_while_it_joins_waits_for_nobody(bus, bus_settings, name, monkeypatch):
     """The brokers answer its connection in turn, and the join only when the other member looks."""
     monkeypatch.setattr("detector.bus.kafka._CLOSE_SECONDS", DEADLINE_SECONDS)
     bus.create_topics({name: TopicSettings(partitions=1)})
     staying, leaving = bus.consumer([name], name), bus.consumer([name], name)
     settle([staying], 1)
-    leaving.poll(0.5)
+    wait_in_a_join(leaving)
     started = time.monotonic()
     leaving.close()
-    assert time.monotonic() - started < 0.5 * LIBRARY_GIVES_UP_SECONDS
+    assert time.monotonic() - started < 0.5 * bus_settings.kafka.request_timeout_seconds  # when the library gives up
 
 
 def test_a_member_that_closes_as_soon_as_it_has_a_name_is_gone(patient_bus_factory, name):
@@ -170,7 +182,7 @@ def test_a_member_that_cant_say_that_it_leaves_says_who_waits(bus, name, monkeyp
     bus.create_topics({name: TopicSettings(partitions=1)})
     staying, leaving = bus.consumer([name], name), bus.consumer([name], name)
     settle([staying], 1)
-    leaving.poll(0.5)
+    wait_in_a_join(leaving)
 
     class Refusing:
         def __init__(self, **_):
@@ -188,6 +200,43 @@ def test_a_member_that_cant_say_that_it_leaves_says_who_waits(bus, name, monkeyp
     (said,) = [record.getMessage() for record in caplog.records if record.name == "detector.bus.kafka"]
     assert said.startswith("Left the group without a word, others take over after the session timeout: ")
     assert f"READ on topic {name} and on group {name}" in said
+
+
+def test_leaving_a_group_whose_brokers_are_gone_says_so_and_leaves_no_thread_behind(bus, name, monkeypatch, caplog):
+    monkeypatch.setattr("detector.bus.kafka._CLOSE_SECONDS", 1.0)
+    bus.create_topics({name: TopicSettings(partitions=1)})
+    staying = bus.consumer([name], name)
+    settle([staying], 1)
+    before = threading.active_count()
+    leaving = bus.consumer([name], name)
+    wait_in_a_join(leaving)
+    leaving._connection = {**leaving._connection, "bootstrap_servers": ["127.0.0.1:1"]}
+    leaving.close()
+    assert "Left the group without a word" in caplog.text
+    until(lambda: threading.active_count() <= before, "the end of all threads")
+
+
+def test_a_member_that_was_never_named_says_that_it_may_be_waited_for(bus, name, monkeypatch, caplog):
+    monkeypatch.setattr("detector.bus.kafka._CLOSE_SECONDS", 1.0)
+    bus.create_topics({name: TopicSettings(partitions=1)})
+    consumer = bus.consumer([name], name)
+    coordinator = consumer._client._coordinator
+    until(lambda: consumer.poll(0) or not coordinator.coordinator_unknown(), "the coordinator")
+    monkeypatch.setattr(coordinator, "_join_task", Future())
+    monkeypatch.setattr(coordinator, "_generation", type(coordinator._generation).NO_GENERATION)
+    consumer.close()
+    assert "Left the group without a word" in caplog.text
+
+
+def test_a_static_member_that_closes_while_it_joins_keeps_its_place_unasked(bus, name, monkeypatch, caplog):
+    bus.create_topics({name: TopicSettings(partitions=1)})
+    staying, leaving = bus.consumer([name], name), bus.consumer([name], name, member_id="one")
+    settle([staying], 1)
+    coordinator = leaving._client._coordinator
+    until(lambda: leaving.poll(0.05) or coordinator._join_task is not None, "a join")
+    monkeypatch.setattr(kafka, "KafkaAdminClient", None)
+    leaving.close()
+    assert "Left the group" not in caplog.text
 
 
 def test_members_that_never_wait_in_a_poll_share_once_and_read_all(bus, name):
