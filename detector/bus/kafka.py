@@ -969,7 +969,7 @@ class KafkaConsumer:
             generation = coordinator._generation
             if joining and not generation.has_member_id():
                 with suppress(errors.MemberIdRequiredError):  # the first answer, which comes at once, names the member
-                    self._client._net.run(coordinator._manager.wait_for, join, _CLOSE_SECONDS * 500)
+                    self._client._net.run(coordinator._manager.wait_for, join, _CLOSE_SECONDS / 2 * 1000)
                 generation = coordinator._generation
             if not generation.has_member_id():
                 return

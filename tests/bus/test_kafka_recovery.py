@@ -10,7 +10,7 @@ from kafka.future import Future
 from prometheus_client import CollectorRegistry
 
 from detector.bus.base import Commit, TopicPartition, TopicSettings
-from detector.config import BusSettings, KafkaSettings, load_settings
+from detector.config import load_settings
 from detector.daemon import Session
 from detector.deadletters import CUT_FROM_BYTES
 from detector.errors import BusError, BusUnavailable, CommitDelayed, CommitFenced
@@ -19,14 +19,7 @@ from detector.topics import topic_settings
 from tests.bus.contract import DEADLINE_SECONDS, fill, read, settle, until, values_of
 from tests.test_pipeline import make_pipeline
 
-pytestmark = pytest.mark.kafka
-
-
-@pytest.fixture
-def bus_settings(kafka_address):
-    return BusSettings(
-        kind="kafka", kafka=KafkaSettings(bootstrap_servers=(kafka_address,), session_timeout_seconds=6.0)
-    )
+pytestmark = [pytest.mark.kafka, pytest.mark.parametrize("bus_settings", ["kafka"], indirect=True)]
 
 
 @pytest.mark.parametrize("error", [errors.OutOfOrderSequenceNumberError, errors.InvalidProducerEpochError])
